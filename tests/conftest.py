@@ -1,0 +1,38 @@
+"""Recipes are tested by their real command line, on the tiny world, with tiny numbers and one thread."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["OMP_NUM_THREADS"] = "1"
+# Nothing is fetched in tests. An unroutable endpoint stands for a machine without network, wherever they run.
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+
+SMALL = {
+    "max_steps": 6, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1, "eval_prompts": 12,
+    "eval_max_new_tokens": 12,
+}  # fmt: skip
+
+
+def recipe(
+    *words, cwd=ROOT, script="sft/train.py", launcher=(sys.executable,), config="configs/sft_tiny.yaml", **flags
+):
+    """Run a recipe as a user does; flags as keywords. Returns the finished process with stdout and stderr as text."""
+    command = [*launcher, str(ROOT / script), "--config", str(ROOT / config), *map(str, words)]
+    for name, value in (SMALL | flags).items():
+        command += [f"--{name}", str(value)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """One small run that ended well: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    done = recipe(output_dir=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout

@@ -1,0 +1,36 @@
+"""What a machine can check of the house rules."""
+
+import re
+import subprocess
+
+from conftest import ROOT
+
+
+def test_arrows_run_one_way():
+    """utils never imports a recipe, and its own arrows make no circle."""
+    order = ["fields", "source", "config", "data", "rewards", "model", "run", "evaluation", "preflight", "report"]
+    for path in (ROOT / "utils").glob("*.py"):
+        text = path.read_text()
+        assert not re.search(r"^\s*(from|import) (sft|dpo|online_rl|data_prep)\b", text, flags=re.MULTILINE), path
+        if path.stem == "__init__":
+            continue
+        for name in re.findall(r"^from utils\.(\w+) import", text, flags=re.MULTILINE):
+            assert order.index(name) < order.index(path.stem), f"{path.stem} imports {name}"
+
+
+def test_files_stay_small():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    sizes = {name: (ROOT / name).stat().st_size for name in tracked if name and (ROOT / name).is_file()}
+    assert sum(sizes.values()) < 25_000_000
+    assert all(size < 5_000_000 for size in sizes.values())
+    for path in (ROOT / "utils").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 320, path
+    assert len((ROOT / "sft/train.py").read_text().splitlines()) <= 120
+
+
+def test_pins_are_exact():
+    for path in ROOT.glob("requirements*.txt"):
+        for line in path.read_text().splitlines():
+            assert line.startswith(("#", "-c ", "-r ")) or re.fullmatch(r"[a-z0-9.-]+==[0-9][0-9a-z.]*", line), line

@@ -1,0 +1,85 @@
+"""The README is run: its first command as printed, in a copy of the checkout; and copying a method is tried."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SMALL
+
+README = (ROOT / "README.md").read_text()
+
+
+def commands():
+    """Every line of the README's shell blocks."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+
+
+def environment():
+    """The README's `python` is this test's."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """What a fresh clone holds: the files that git tracks or would add."""
+    folder = tmp_path_factory.mktemp("clone")
+    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def test_the_first_command_ends_well(clone):
+    command = next(line for line in commands() if "sft/train.py" in line)
+    command = command[command.index("python sft/train.py") :]
+    assert command == "python sft/train.py --config configs/sft_tiny.yaml"
+    done = subprocess.run(command, shell=True, cwd=clone, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((clone / "outputs/sft_tiny/metrics.json").read_text())
+    assert metrics["before"]["exact_match"]["value"] <= 0.05
+    assert 0.70 <= metrics["after"]["exact_match"]["value"] <= 0.85
+    assert metrics["after"]["exact_match"]["n"] >= 300
+    assert metrics["change"]["exact_match"]["p_value"] < 0.001
+
+
+def test_the_other_commands_are_those_that_are_tested_elsewhere():
+    """A command that no test runs must not stand in the README unseen."""
+    known = (
+        "python3 -m venv", "python sft/train.py --config configs/sft_tiny.yaml", "pip install -r", "python -m pytest",
+        "accelerate launch --config_file configs/accelerate/ddp.yaml", "python benchmarks/sft_vs_trl.py",
+        "python tiny/make_data.py", "python tiny/make_base.py", "ruff ",
+    )  # fmt: skip
+    for line in commands():
+        for part in line.split("&&"):
+            assert part.strip().startswith(known), part
+
+
+def test_paths_in_the_readme_exist():
+    for path in re.findall(r"`([a-z_]+/[A-Za-z0-9_./-]*)`", README):
+        assert path.startswith("outputs/") or (ROOT / path).exists(), path
+
+
+def test_a_method_can_be_copied(tmp_path):
+    """One method's folder, utils/ and one YAML in an empty folder train there."""
+    for name in ("sft", "utils"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tiny/base", tmp_path / "my_model")
+    shutil.copy(ROOT / "tiny/data/sft_prompt_completion.jsonl", tmp_path / "rows.jsonl")
+    text = (ROOT / "configs/sft_tiny.yaml").read_text().replace("tiny/base", "my_model")
+    text = text.replace("tiny/data/sft_messages.jsonl", "rows.jsonl")
+    text = text.replace("heldout_name: tiny/data/heldout.jsonl", "heldout_fraction: 0.1")
+    (tmp_path / "mine.yaml").write_text(text)
+    command = [sys.executable, "sft/train.py", "--config", "mine.yaml"]
+    for name, value in SMALL.items():
+        command += [f"--{name}", str(value)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "outputs/mine/metrics.json").is_file()

@@ -1,0 +1,221 @@
+"""What a run did to the model, for machines (metrics.json) and for people (report.html, README.md, curves.png)."""
+
+import base64
+import json
+import time
+from html import escape
+from pathlib import Path
+from string import Template
+
+from rich.table import Table
+
+from utils.config import Config
+from utils.evaluation import Evaluation, compare
+from utils.preflight import Preflight
+from utils.run import Run, console, say, show, write_atomically
+from utils.source import is_main_process
+
+CURVES = {
+    "loss": "training loss",
+    "mean_token_accuracy": "token accuracy",
+    "grad_norm": "gradient norm",
+    "learning_rate": "learning rate",
+}
+TRANSCRIPTS = 24  # in the report; all of them are in evaluation/*.json
+
+
+def write_report(run: Run, config: Config, trainer, checked: Preflight, before: Evaluation, after: Evaluation) -> None:
+    """Write curves.png, README.md, report.html and, last, metrics.json, whose `after` marks the run as finished."""
+    if not is_main_process():
+        return
+    logs = trainer.state.log_history
+    change = compare(before, after)
+    metrics = {
+        "before": before.metrics(),
+        "after": after.metrics(),
+        "change": change,
+        "train": training_figures(trainer, logs),
+        "preflight": checked.facts,
+        "seconds_in_all": round(time.time() - run.started, 1),
+    }
+    draw_curves(logs, run.folder / "curves.png")
+    write_atomically(run.folder / "README.md", model_card(config, metrics))
+    write_atomically(run.folder / "report.html", html_report(run, config, metrics, checked, before, after))
+    write_atomically(run.folder / "metrics.json", json.dumps(metrics, indent=2))
+    print_summary(metrics, before, after)
+    say("done", f"model and report are in {show(run.folder)}: open {show(run.folder / 'report.html')}")
+
+
+def training_figures(trainer, logs: list[dict]) -> dict:
+    seconds = max((log.get("seconds", 0.0) for log in logs), default=0.0)
+    tokens = int(trainer.state.num_input_tokens_seen)
+    losses = [log["loss"] for log in logs if "loss" in log]
+    return {
+        "steps": trainer.state.global_step,
+        "epochs": round(trainer.state.epoch or 0.0, 4),
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+    }
+
+
+def draw_curves(logs: list[dict], path: Path) -> None:
+    """Every curve that was logged, on a transparent ground in greys that read on white and on black."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawn = {key: title for key, title in CURVES.items() if sum(key in log for log in logs) > 1}
+    grey = "#8a8f98"
+    with plt.rc_context({"text.color": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey}):
+        figure, axes = plt.subplots(2, 2, figsize=(9, 5), layout="constrained")
+        for axis, (key, title) in zip(axes.flat, drawn.items(), strict=False):
+            points = [(log["step"], log[key]) for log in logs if key in log]
+            axis.plot(*zip(*points, strict=True), color="#3b82f6", linewidth=1.6)
+            axis.set_title(title, fontsize=10)
+            axis.grid(color=grey, alpha=0.25)
+            axis.spines[:].set_visible(False)
+        for axis in axes.flat[len(drawn) :]:
+            axis.set_visible(False)
+        for axis in axes[1]:
+            axis.set_xlabel("step")
+        figure.savefig(path, dpi=130, transparent=True)
+        plt.close(figure)
+
+
+def table_rows(metrics: dict) -> list[list[str]]:
+    """metric, before, after, change, p and n, as text."""
+    rows = []
+    for name, after in metrics["after"].items():
+        before, change = metrics["before"][name], metrics["change"][name]
+        p = "p < 0.001" if change["p_value"] < 0.001 else f"p = {change['p_value']:.3f}"
+        cells = [f"{m['value']:.3f} ({m['low']:.3f} to {m['high']:.3f})" for m in (before, after)]
+        rows.append([name, *cells, f"{change['value']:+.3f}", p, str(after["n"])])
+    return rows
+
+
+HEADS = ["metric", "before (95%)", "after (95%)", "change", "paired test", "n"]
+
+
+def print_summary(metrics: dict, before: Evaluation, after: Evaluation) -> None:
+    if metrics["after"]:
+        table = Table(*HEADS, show_edge=False, pad_edge=False)
+        for row in table_rows(metrics):
+            table.add_row(*row)
+        console.print()
+        console.print(table)
+    for first, last in choose(before, after, 3):
+        console.print(f"\n[bold]prompt[/bold]  {escape_markup(prompt_text(first['prompt']))}")
+        console.print(f"[bold]before[/bold]  {escape_markup(shorten(first['completion']))}")
+        console.print(f"[bold]after[/bold]   {escape_markup(shorten(last['completion']))}")
+    console.print()
+
+
+def escape_markup(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def shorten(text: str, most: int = 240) -> str:
+    text = text.replace("\n", "⏎")
+    return text if len(text) <= most else text[:most] + " …"
+
+
+def prompt_text(prompt: list[dict] | str) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{m['content']}" if m["role"] == "user" else f"[{m['role']}] {m['content']}" for m in prompt)
+
+
+def choose(before: Evaluation, after: Evaluation, most: int) -> list[tuple[dict, dict]]:
+    """Transcripts worth reading first: one each of lost, gained, still wrong and kept, round and round."""
+    groups: dict[tuple, list] = {(True, False): [], (False, True): [], (False, False): [], (True, True): []}
+    for first, last in zip(before.rows, after.rows, strict=True):
+        scored = [(first["scores"][name] > 0, last["scores"][name] > 0) for name in list(first["scores"])[:1]]
+        groups[scored[0] if scored else (False, False)].append((first, last))
+    chosen: list[tuple[dict, dict]] = []
+    while len(chosen) < most and any(groups.values()):
+        chosen += [group.pop(0) for group in groups.values() if group]
+    return chosen[:most]
+
+
+def model_card(config: Config, metrics: dict) -> str:
+    """The model card: a table of what was measured, the curves, and how it was made."""
+    base = config.given["model_name_or_path"]
+    local = Path(config.model.model_name_or_path).exists()
+    front = ["---", "library_name: transformers"] + ([] if local else [f"base_model: {base}"])
+    front += ["tags: [trl, sft]", "---", ""]
+    lines = [f"# {Path(config.training.output_dir).name}", "", f"`{base}` after `{config.source.path.name}`.", ""]
+    if metrics["after"]:
+        lines += ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
+        lines += ["| " + " | ".join(row) + " |" for row in table_rows(metrics)]
+    else:
+        lines += ["Nothing was held out, so nothing was measured."]
+    train = metrics["train"]
+    lines += [
+        "",
+        f"Trained for {train['steps']} steps on {train['tokens']:,} tokens; loss {train['first_loss']} to "
+        f"{train['last_loss']}. Held-out prompts are answered greedily; transcripts are in `evaluation/`.",
+        "",
+        "![curves](curves.png)",
+        "",
+        "`config.yaml` repeats the run; `run.json` says with which versions, data and hardware it was made.",
+        "",
+    ]
+    return "\n".join(front + lines)
+
+
+def html_report(
+    run: Run, config: Config, metrics: dict, checked: Preflight, before: Evaluation, after: Evaluation
+) -> str:
+    """report.html: one file, no network. All text of models and data is escaped."""
+    picture = base64.b64encode((run.folder / "curves.png").read_bytes()).decode()
+    facts = json.loads((run.folder / "run.json").read_text())
+    cards = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table_rows(metrics))
+    transcripts = "".join(html_transcript(first, last) for first, last in choose(before, after, TRANSCRIPTS))
+    example = "".join(f"<mark>{escape(t)}</mark>" if trained else escape(t) for t, trained in checked.example)
+    about = {
+        "command": " ".join(facts["command"]),
+        "commit": facts["git_commit"] or "not in git",
+        "versions": ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
+        "hardware": ", ".join(f"{name} {value}" for name, value in facts["hardware"].items()),
+        "rows": ", ".join(f"{name} {count:,} ({facts['data'][name]})" for name, count in facts["rows"].items()),
+        "training": ", ".join(f"{name} {value}" for name, value in metrics["train"].items()),
+    }
+    return Template((Path(__file__).parent / "report.html").read_text(encoding="utf-8")).substitute(
+        title=escape(run.folder.name),
+        base=escape(config.given["model_name_or_path"]),
+        config_name=escape(config.source.path.name),
+        heads="".join(f"<th>{escape(head)}</th>" for head in HEADS),
+        cards=cards or f'<tr><td colspan="{len(HEADS)}">nothing was held out</td></tr>',
+        curves=picture,
+        transcripts=transcripts or "<p>No prompts were held out.</p>",
+        shown=min(TRANSCRIPTS, len(after.rows)),
+        answered=len(after.rows),
+        facts=html_table(checked.facts),
+        example=example,
+        about=html_table(about),
+        config=escape((run.folder / "config.yaml").read_text()),
+    )
+
+
+def html_table(facts: dict[str, str]) -> str:
+    return "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(text))}</td></tr>" for name, text in facts.items())
+
+
+def html_transcript(first: dict, last: dict) -> str:
+    def side(name: str, row: dict) -> str:
+        scores = " ".join(
+            f'<span class="{"good" if score > 0 else "bad"}">{escape(metric)} {score:g}</span>'
+            for metric, score in row["scores"].items()
+        )
+        ending = "" if row["stopped"] else ' <span class="bad">cut at the length limit</span>'
+        return f"<div><h4>{name} {scores}{ending}</h4><pre>{escape(row['completion'])}</pre></div>"
+
+    return (
+        f'<article><pre class="prompt">{escape(prompt_text(first["prompt"]))}</pre>'
+        f'<div class="pair">{side("before", first)}{side("after", last)}</div>'
+        f"<details><summary>reference</summary><pre>{escape(first['reference'])}</pre></details></article>"
+    )

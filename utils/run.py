@@ -1,0 +1,279 @@
+"""A run's folder and its life: new, killed and going on, finished, or refused because the config changed."""
+
+import atexit
+import contextlib
+import itertools
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from io import StringIO
+from pathlib import Path
+
+import datasets
+import psutil
+import torch
+import transformers
+from accelerate import PartialState
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from ruamel.yaml import YAML
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from utils.config import Config
+from utils.data import fingerprint
+from utils.fields import FREE_TO_CHANGE
+from utils.source import ROOT, UserError, is_main_process
+
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+LIBRARIES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate")
+SECRET = re.compile(r"\b(hf_|sk-)[\w-]{8,}")  # what keys of the hub and of providers look like
+
+
+def say(phase: str, text: str) -> None:
+    """One line a phase, on the main process."""
+    if is_main_process():
+        console.print(f"[bold]{phase:<10}[/bold]", end="")
+        console.print(text, markup=False)
+
+
+@dataclass
+class Run:
+    """Where a run writes, the checkpoint that it goes on from (None: from the start), and its progress bar."""
+
+    folder: Path
+    checkpoint: str | None
+    state: str
+    progress: "RunProgress"
+    started: float
+
+    def follow(self, trainer) -> None:
+        """Show the trainer's progress here, in place of the library's own bar and dictionaries."""
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(self.progress)
+
+
+def open_run(config: Config) -> Run:
+    """Decide what the same command means now: begin, go on, or stop because the run is finished. Writes nothing.
+
+    Raises UserError if the folder holds a run of another config, or files that are no run's. Exits with 0 if the run
+    is finished.
+    """
+    quiet()
+    folder, started = Path(config.training.output_dir), time.time()
+    state = "check" if config.recipe.check else look_at(folder, yaml_text(config), config.recipe.start_over)
+    if state == "finished":
+        say("finished", f"nothing to do: see {show(folder / 'report.html')}. To train again: --start_over")
+        sys.exit(0)
+    if not folder.exists():
+        atexit.register(remove_if_empty, folder)  # the Trainer makes it, even for a run that is then refused
+    warn_of_missing_processes()
+    if config.training.use_cpu:
+        threads = torch.get_num_threads()
+        say("device", f"no accelerator: training in float32 on the CPU, {threads} thread{'s' * (threads > 1)}")
+    checkpoint = newest_whole_checkpoint(folder) if state == "going on" else None
+    if checkpoint:
+        say("resume", f"going on from {show(checkpoint)}")
+    return Run(folder, str(checkpoint) if checkpoint else None, state, RunProgress(), started)
+
+
+def warn_of_missing_processes() -> None:
+    """Without GPUs, `accelerate launch --num_processes 2` starts one process and says nothing (accelerate 1.15)."""
+    words = psutil.Process().parent().cmdline() if PartialState().num_processes == 1 else []
+    for word, value in itertools.pairwise(words):
+        if word == "--num_processes" and value.isdigit() and int(value) > 1:
+            say(
+                "LAUNCHER", f"accelerate started 1 process, not {value}. Add --config_file configs/accelerate/ddp.yaml"
+            )
+
+
+def look_at(folder: Path, wanted: str, start_over: bool) -> str:
+    """ "new", "going on", "finished" or "start over"; UserError if this command may not write there."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return "new"
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"output_dir: {show(folder)} holds files that are no run of this repository's. Name another")
+    if start_over:
+        return "start over"
+    earlier, now = comparable((folder / "config.yaml").read_text()), comparable(wanted)
+    changed = [key for key in sorted(earlier | now) if earlier.get(key) != now.get(key)]
+    if changed:
+        lines = [f"  {key}: {earlier.get(key, '(not set)')} -> {now.get(key, '(not set)')}" for key in changed]
+        raise UserError(
+            f"output_dir: {show(folder)} holds a run of another config. What changed since:\n" + "\n".join(lines)
+            + "\nWrite another output_dir, undo the change, or give --start_over (the earlier run is moved aside)."
+        )  # fmt: skip
+    metrics = folder / "metrics.json"
+    return "finished" if metrics.is_file() and "after" in json.loads(metrics.read_text()) else "going on"
+
+
+def comparable(text: str) -> dict:
+    values = YAML(typ="safe").load(text) or {}
+    return {key: value for key, value in values.items() if key not in FREE_TO_CHANGE}
+
+
+def yaml_text(config: Config) -> str:
+    """The config as resolved from file and flags: given to `--config`, it repeats the run."""
+    values = {key: value for key, value in config.given.items() if key not in {"check", "start_over"}}
+    for key in ("model_name_or_path", "dataset_name", "heldout_name", "chat_template", "output_dir"):
+        if (
+            config.source.where.get(key) == "command line" and values[key]
+        ):  # paths of flags start elsewhere than paths of files
+            absolute = os.path.abspath(values[key])
+            values[key] = absolute if key == "output_dir" or os.path.exists(absolute) else values[key]
+    text = StringIO()
+    text.write(f"# Resolved from {config.source.path.name} and the command line. Running it again repeats the run.\n")
+    YAML(typ="safe", pure=True).dump(json.loads(json.dumps(values)), text)
+    return text.getvalue()
+
+
+def newest_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: trainer_state.json, the last file, is there and reads."""
+    numbered = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    for path in numbered:
+        try:
+            state = json.loads((path / "trainer_state.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            say("resume", f"{show(path)} was not written to its end and is passed over")
+            continue
+        if state["global_step"] == int(path.name.split("-")[1]) and list(path.glob("*.safetensors")):
+            return path
+    return None
+
+
+def remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def move_aside(folder: Path) -> Path:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
+        number += 1
+    shutil.move(folder, aside)
+    return aside
+
+
+def begin(run: Run, config: Config, train: datasets.Dataset, heldout: datasets.Dataset) -> None:
+    """The first writing: config.yaml, and run.json with what is run, on what, with what. Secrets are left out.
+
+    An earlier run is only ever moved aside, and only with `--start_over`. Raises UserError if a killed run would go
+    on with other rows than it began with.
+    """
+    prints = {"train": fingerprint(train), "heldout": fingerprint(heldout)}
+    path = run.folder / "run.json"
+    if run.checkpoint and path.is_file() and (earlier := json.loads(path.read_text())["data"]) != prints:
+        raise UserError(
+            f"dataset_name: the rows changed since this run began ({earlier} -> {prints}). "
+            "Put the old rows back, or give --start_over"
+        )
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    facts = {
+        "command": [SECRET.sub(r"\1***", word) for word in [show(Path(sys.argv[0])), *sys.argv[1:]]],
+        "config": config.source.path.name,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        "git_commit": git_commit(),
+        "data": prints,
+        "rows": {"train": len(train), "heldout": len(heldout)},
+        "seed": config.training.seed,
+        "hardware": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "processes": PartialState().num_processes,
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else str(accelerator),
+        },
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "training_arguments": config.training.to_dict(),  # TRL hides the hub token here
+    }
+    if is_main_process():
+        if run.state == "start over":
+            say("aside", f"the earlier run now lies in {show(move_aside(run.folder))}")
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(run.folder / "config.yaml", yaml_text(config))
+        write_atomically(path, json.dumps(facts, indent=2, default=str))
+    PartialState().wait_for_everyone()
+
+
+def git_commit() -> str | None:
+    """The commit that the recipe ran from, marked if files differ from it; None outside of git."""
+    try:
+        commit, changed = (
+            subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + (" (with uncommitted changes)" if changed else "")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill, sees the old one or the new one, never half."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def show(path: Path) -> str:
+    """A path as short as it can be written from here."""
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else str(path)
+
+
+def quiet() -> None:
+    """One line a phase is the recipe's own voice; the libraries speak up only when something is wrong."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+class RunProgress(TrainerCallback):
+    """The progress bar: step, loss, rows and tokens a second, time left; plain lines where there is no terminal."""
+
+    def __init__(self) -> None:
+        self.bar: Progress | None = None
+        self.logs: dict = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begun = time.perf_counter()
+        self.seconds_before = max((log.get("seconds", 0.0) for log in state.log_history), default=0.0)
+        self.first_step, self.tokens_before = state.global_step, state.num_input_tokens_seen
+        if is_main_process() and console.is_terminal:
+            self.bar = Progress(
+                TextColumn("[bold]train     [/bold]"), BarColumn(), TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(), console=console, transient=True,
+            )  # fmt: skip
+            self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, text="")
+            self.bar.start()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        seconds = time.perf_counter() - self.begun
+        state.log_history[-1]["seconds"] = round(self.seconds_before + seconds, 3)
+        if "loss" in logs:
+            self.logs = logs
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not is_main_process():
+            return
+        seconds, steps = time.perf_counter() - self.begun, state.global_step - self.first_step
+        rows = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        tokens = state.num_input_tokens_seen - self.tokens_before
+        loss = f"loss {self.logs['loss']:.4f}  " if self.logs else ""
+        text = f"step {state.global_step}/{state.max_steps}  {loss}"
+        text += f"{rows / seconds:,.0f} rows/s  {tokens / seconds:,.0f} tokens/s"
+        if self.bar:
+            self.bar.update(self.task, completed=state.global_step, text=text)
+        elif state.global_step % max(1, state.max_steps // 5) == 0:
+            left = seconds / steps * (state.max_steps - state.global_step)
+            say("train", f"{text}  {left:.0f} s left")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar:
+            self.bar.stop()
