@@ -8,7 +8,19 @@ from conftest import ROOT
 
 def test_arrows_run_one_way():
     """utils never imports a recipe, and its own arrows make no circle."""
-    order = ["fields", "source", "config", "data", "rewards", "model", "run", "evaluation", "preflight", "report"]
+    order = [
+        "terminal",
+        "fields",
+        "source",
+        "config",
+        "data",
+        "rewards",
+        "model",
+        "run",
+        "evaluation",
+        "preflight",
+        "report",
+    ]
     for path in (ROOT / "utils").glob("*.py"):
         text = path.read_text()
         assert not re.search(r"^\s*(from|import) (sft|dpo|online_rl|data_prep)\b", text, flags=re.MULTILINE), path

@@ -13,7 +13,8 @@ from pathlib import Path
 import datasets
 
 from utils.config import Config
-from utils.source import UserError
+from utils.source import ROOT, UserError
+from utils.terminal import say
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 FORMATS = "messages; prompt and completion; text"
@@ -40,7 +41,10 @@ def load_splits(config: Config, to_training_row: Callable[[dict], dict]) -> tupl
         rows = load_rows(config, recipe.heldout_name, None, recipe.heldout_split, None)
         heldout = prepare(rows, recipe.heldout_name, to_training_row)
         kept_out = set(map(prompt_key, heldout))
-        train = train.select([i for i, row in enumerate(train) if prompt_key(row) not in kept_out])
+        allowed = [i for i, row in enumerate(train) if prompt_key(row) not in kept_out]
+        if len(allowed) < len(train):
+            say("LEAK", f"{len(train) - len(allowed):,} training rows ask a held-out prompt and are left out")
+        train = train.select(allowed)
     else:
         marks = [is_held_out(row, recipe.heldout_fraction) for row in train]
         heldout = train.select([i for i, mark in enumerate(marks) if mark])
@@ -53,7 +57,7 @@ def load_splits(config: Config, to_training_row: Callable[[dict], dict]) -> tupl
 def load_rows(config: Config, name: str, subset: str | None, split: str, files: object) -> datasets.Dataset:
     """The rows of a file, of a hub data set, or of a builder with `data_files`."""
     path = Path(name)
-    path = path if path.is_absolute() else Path(__file__).resolve().parents[1] / path
+    path = path if path.is_absolute() else ROOT / path
     if not path.is_file() and path.suffix in BUILDERS:
         raise UserError(f"{name}: there is no file {path}")
     try:

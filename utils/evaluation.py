@@ -18,8 +18,9 @@ from trl.models import unwrap_model_for_generation
 from utils import rewards
 from utils.config import Config
 from utils.data import split_prompt
-from utils.run import Run, say, write_atomically
+from utils.run import Run, write_atomically
 from utils.source import UserError
+from utils.terminal import say
 
 
 @dataclass

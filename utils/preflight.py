@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datasets import Dataset
 
 from utils.config import Config
-from utils.run import console, say
-from utils.source import UserError, is_main_process
+from utils.source import UserError
+from utils.terminal import console, is_main_process, say
 
 ROWS_READ = 20_000  # of the processed rows, evenly spread: the table is a sample of larger sets
 

@@ -12,8 +12,8 @@ from rich.table import Table
 from utils.config import Config
 from utils.evaluation import Evaluation, compare
 from utils.preflight import Preflight
-from utils.run import Run, console, say, show, write_atomically
-from utils.source import is_main_process
+from utils.run import Run, show, write_atomically
+from utils.terminal import console, is_main_process, say
 
 CURVES = {
     "loss": "training loss",

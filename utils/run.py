@@ -22,7 +22,6 @@ import psutil
 import torch
 import transformers
 from accelerate import PartialState
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ruamel.yaml import YAML
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
@@ -30,18 +29,11 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from utils.config import Config
 from utils.data import fingerprint
 from utils.fields import FREE_TO_CHANGE
-from utils.source import ROOT, UserError, is_main_process
+from utils.source import ROOT, UserError
+from utils.terminal import console, is_main_process, say
 
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
-LIBRARIES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate")
 SECRET = re.compile(r"\b(hf_|sk-)[\w-]{8,}")  # what keys of the hub and of providers look like
-
-
-def say(phase: str, text: str) -> None:
-    """One line a phase, on the main process."""
-    if is_main_process():
-        console.print(f"[bold]{phase:<10}[/bold]", end="")
-        console.print(text, markup=False)
+LIBRARIES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate")
 
 
 @dataclass
@@ -90,13 +82,12 @@ def warn_of_missing_processes() -> None:
     words = psutil.Process().parent().cmdline() if PartialState().num_processes == 1 else []
     for word, value in itertools.pairwise(words):
         if word == "--num_processes" and value.isdigit() and int(value) > 1:
-            say(
-                "LAUNCHER", f"accelerate started 1 process, not {value}. Add --config_file configs/accelerate/ddp.yaml"
-            )
+            mend = "Add --config_file configs/accelerate/ddp.yaml"
+            say("LAUNCHER", f"accelerate started 1 process, not {value}. {mend}")
 
 
 def look_at(folder: Path, wanted: str, start_over: bool) -> str:
-    """ "new", "going on", "finished" or "start over"; UserError if this command may not write there."""
+    """One of new, going on, finished and start over; UserError if this command may not write there."""
     if not folder.exists() or not any(folder.iterdir()):
         return "new"
     if not (folder / "config.yaml").is_file():
@@ -124,9 +115,8 @@ def yaml_text(config: Config) -> str:
     """The config as resolved from file and flags: given to `--config`, it repeats the run."""
     values = {key: value for key, value in config.given.items() if key not in {"check", "start_over"}}
     for key in ("model_name_or_path", "dataset_name", "heldout_name", "chat_template", "output_dir"):
-        if (
-            config.source.where.get(key) == "command line" and values[key]
-        ):  # paths of flags start elsewhere than paths of files
+        # Paths of flags start elsewhere than paths of files.
+        if config.source.where.get(key) == "command line" and values[key]:
             absolute = os.path.abspath(values[key])
             values[key] = absolute if key == "output_dir" or os.path.exists(absolute) else values[key]
     text = StringIO()
@@ -144,7 +134,7 @@ def newest_whole_checkpoint(folder: Path) -> Path | None:
         except (OSError, json.JSONDecodeError):
             say("resume", f"{show(path)} was not written to its end and is passed over")
             continue
-        if state["global_step"] == int(path.name.split("-")[1]) and list(path.glob("*.safetensors")):
+        if state["global_step"] == int(path.name.split("-")[1]):
             return path
     return None
 

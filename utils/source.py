@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from utils.fields import ENV_NAMES, RecipeConfig
+from utils.terminal import is_main_process
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,10 +46,6 @@ class Source:
 
 class FlagText(str):
     """A value from the command line, still text: its type is the field's."""
-
-
-def is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def run_main(main: Callable[[], None]) -> None:
