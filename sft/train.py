@@ -11,7 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
-from utils.source import read_config, run_main
+from utils.source import read_config, refusals_told, run_main
+
+FORMS = [("messages",), ("prompt", "completion"), ("text",)]
 
 
 def to_training_row(row: dict) -> dict:
@@ -22,7 +24,8 @@ def to_training_row(row: dict) -> dict:
     if "question" in row and "answer" in row:  # openai/gsm8k and its like
         ask, reply = {"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}
         return {"prompt": [ask], "completion": [reply]}
-    return {name: row[name] for name in ("messages", "prompt", "completion", "text", "tools") if name in row}
+    form = next((form for form in FORMS if set(form) <= row.keys()), tuple(row))  # other columns stay to be named
+    return {name: row[name] for name in (*form, "tools", "chat_template_kwargs") if name in row}
 
 
 def main() -> None:
@@ -32,7 +35,7 @@ def main() -> None:
 
     from utils.config import parse_config
     from utils.data import load_splits
-    from utils.evaluation import evaluate
+    from utils.evaluation import evaluate, load_metrics
     from utils.model import load_adapter, load_model, load_tokenizer, save_model
     from utils.preflight import preflight
     from utils.report import write_report
@@ -42,24 +45,28 @@ def main() -> None:
     config.training.eval_packing = False  # held-out rows are measured one by one
     run = open_run(config)  # begins, goes on from the newest whole checkpoint, or says that the run is finished
     tokenizer = load_tokenizer(config)
-    train, heldout = load_splits(config, to_training_row)
-    trainer = SFTTrainer(
-        model=load_model(config),
-        args=config.training,
-        train_dataset=train,
-        eval_dataset=heldout if len(heldout) else None,
-        processing_class=tokenizer,
-        peft_config=load_adapter(config),
-    )
+    train, heldout = load_splits(config, to_training_row, has_template=bool(tokenizer.chat_template))
+    metrics = load_metrics(config, heldout)
+    model, adapter = load_model(config), load_adapter(config)
+    with refusals_told("SFTTrainer"):
+        trainer = SFTTrainer(
+            model=model,
+            args=config.training,
+            train_dataset=train,
+            eval_dataset=heldout if len(heldout) else None,
+            processing_class=tokenizer,
+            peft_config=adapter,
+        )
     run.follow(trainer)
     checked = preflight(trainer, config, train)  # looks at the very tensors that will be trained on
     if config.recipe.check:
         return
     begin(run, config, train, heldout)
-    before = evaluate(trainer, heldout, config, run, "before")
-    trainer.train(resume_from_checkpoint=run.checkpoint)
+    before = evaluate(trainer, heldout, metrics, config, run, "before")
+    if not run.load_trained(trainer):  # killed after its last step: nothing is left to train
+        trainer.train(resume_from_checkpoint=run.checkpoint)
     save_model(trainer, config)
-    after = evaluate(trainer, heldout, config, run, "after")
+    after = evaluate(trainer, heldout, metrics, config, run, "after")
     write_report(run, config, trainer, checked, before, after)
 
 

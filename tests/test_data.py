@@ -41,6 +41,8 @@ def conversation(n):
         ({"messages": [USER, {"role": "assistant", "content": None}]}, "the assistant message is empty"),
         ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"x": 1}]}]}, None),
         ({"messages": [USER]}, "no assistant message"),
+        ({"prompt": [USER], "completion": "2"}, "both be texts, or both lists"),
+        ({"messages": ["hi"]}, "'hi' is not a message"),
         ({"prompt": "1 + 1 = ", "completion": 2.0}, "completion is 2.0; write a text"),
         ({"prompt": [USER], "completion": [USER]}, "no assistant message"),
     ],
@@ -145,6 +147,8 @@ def test_public_column_sets_become_training_rows():
     capybara = {"source": "x", "messages": [USER, ASSISTANT], "num_turns": 1}
     assert fault_of(to_training_row(gsm8k)) is None
     assert to_training_row(capybara) == {"messages": [USER, ASSISTANT]}
+    no_robots = {"prompt": "1 + 1?", "prompt_id": "x", "messages": [USER, ASSISTANT], "category": "y"}
+    assert to_training_row(no_robots) == {"messages": [USER, ASSISTANT]}
     assert fault_of(to_training_row({"instruction": "x", "output": "y"})) is not None
 
 

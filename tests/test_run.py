@@ -99,7 +99,7 @@ def test_a_changed_config_is_refused_with_the_difference(finished_run):
     folder, _ = finished_run
     done = recipe(output_dir=folder, learning_rate=5e-4)
     assert done.returncode == 2
-    assert "learning_rate: 0.001 -> 0.0005" in done.stderr
+    assert "learning_rate: 0.003 -> 0.0005" in done.stderr
     assert "--start_over" in done.stderr
 
 
@@ -159,6 +159,59 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
         assert one[part] == other[part]
     for name in ("steps", "tokens", "first_loss", "last_loss"):
         assert one["train"][name] == other["train"][name]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_a_run_killed_after_its_last_step_trains_no_further(finished_run, tmp_path, schedule):
+    if schedule == "linear":
+        shutil.copytree(finished_run[0], tmp_path / "run")
+    else:
+        assert recipe(output_dir=tmp_path / "run", lr_scheduler_type=schedule).returncode == 0
+    done, weights = metrics(tmp_path / "run"), load_file(tmp_path / "run/model.safetensors")
+    for name in ("metrics.json", "model.safetensors", "report.html"):
+        (tmp_path / "run" / name).unlink()
+    again = recipe(output_dir=tmp_path / "run", **({} if schedule == "linear" else {"lr_scheduler_type": schedule}))
+    assert again.returncode == 0, again.stderr
+    found = load_file(tmp_path / "run/model.safetensors")
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    again = metrics(tmp_path / "run")
+    assert [again["train"][name] for name in ("steps", "tokens")] == [
+        done["train"][name] for name in ("steps", "tokens")
+    ]
+    assert again["after"] == done["after"]
+    assert not (tmp_path / "run/checkpoint-7").exists()
+
+
+def test_held_out_rows_that_change_before_the_first_checkpoint_are_measured_anew(tmp_path):
+    rows = tmp_path / "heldout.jsonl"
+    lines = (ROOT / "tiny/data/heldout.jsonl").read_text().splitlines()
+    rows.write_text("\n".join(lines[:12]) + "\n")
+    assert recipe(output_dir=tmp_path / "run", heldout_name=rows, save_strategy="no").returncode == 0
+    (tmp_path / "run/metrics.json").unlink()
+    rows.write_text("\n".join(lines[20:30]) + "\n")
+    done = recipe(output_dir=tmp_path / "run", heldout_name=rows, save_strategy="no")
+    assert done.returncode == 0, done.stderr
+    assert metrics(tmp_path / "run")["before"]["exact_match"]["n"] == 10
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"eval_metrics": "exact_mach"}, "exact_mach is not a reward of utils/rewards.py. There are: exact_match"),
+        ({"eval_metrics": "final_number"}, "final_number is not a reward"),
+        ({"chat_template": "null"}, "chat_template: the rows are messages, and the tokenizer has no chat template"),
+        ({"dataset_name": "TEXT", "heldout_name": "null"}, "assistant_only_loss: the rows are texts"),
+        ({"packing": "true", "max_length": "none"}, "SFTTrainer refuses this config or these rows"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_message_and_can_be_mended(tmp_path, flags, said):
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": f"{n} + 1 = {n + 1}"}) + "\n" for n in range(40)))
+    flags = {name: tmp_path / "text.jsonl" if value == "TEXT" else value for name, value in flags.items()}
+    done = recipe("--check", output_dir=tmp_path / "out", **flags)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_resume_on_other_rows_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from trl import ModelConfig, TrlParser
 
 from utils.fields import MOVED, RANGES, RecipeConfig
@@ -63,6 +64,11 @@ def parse_config(source: Source, training_class: type) -> Config:
         recipe, model, training = TrlParser(classes).parse_dict(resolve(source, values))
     except (ValueError, ImportError) as error:  # rules between TRL's own fields
         raise UserError(f"{source.path.name}: {' '.join(str(error).split())}") from None
+    if training.n_gpu > 1:
+        raise UserError(
+            f"{training.n_gpu} GPUs are visible to one process. Write: accelerate launch --config_file "
+            f"configs/accelerate/ddp.yaml --num_processes {training.n_gpu} ..., or set CUDA_VISIBLE_DEVICES=0"
+        )
     return Config(recipe, model, training, given, source)
 
 
@@ -102,15 +108,16 @@ def check_value(key: str, value: object, hint: type, choices: list | None) -> ob
 
 
 def read_flag_text(text: str, members: tuple) -> object:
-    if text == "null" and type(None) in members:
-        return None
     if str in members and not {bool, int, float} & set(members) and not text.startswith(("{", "[")):
         return str(text)
     if text.lower() == "none" and type(None) in members:  # in a field of texts, `none` is a word (report_to: none)
         return None
     if text.lower() in {"true", "false"}:
         return text.lower() == "true"
-    return YAML(typ="safe", pure=True).load(text)
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        raise ValueError(f"{str(text)!r} cannot be read. Write {expected(members)}") from None
 
 
 def expected(members: tuple) -> str:

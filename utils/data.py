@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+from accelerate import PartialState
 
 from utils.config import Config
 from utils.source import ROOT, UserError
@@ -19,15 +20,30 @@ from utils.terminal import say
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 FORMATS = "messages; prompt and completion; text"
 ROLES = {"system", "developer", "user", "assistant", "tool"}
-ROWS_READ = 50_000  # rows of each data set whose form is checked one by one
 
 
-def load_splits(config: Config, to_training_row: Callable[[dict], dict]) -> tuple[datasets.Dataset, datasets.Dataset]:
+def load_splits(
+    config: Config, to_training_row: Callable[[dict], dict], has_template: bool
+) -> tuple[datasets.Dataset, datasets.Dataset]:
     """The rows to train on and the rows to evaluate on, each passed through `to_training_row`.
 
     Training rows whose prompt is held out are dropped and counted. Raises UserError naming file and row if a row
     cannot be trained on.
     """
+    with PartialState().main_process_first():  # the others then find the caches made
+        train, heldout = make_splits(config, to_training_row)
+    messages = isinstance(train[0].get("messages", train[0].get("prompt")), list)
+    if messages and not has_template:
+        raise UserError(
+            "chat_template: the rows are messages, and the tokenizer has no chat template. "
+            "Write one that TRL ships (chat_template: qwen3) or a .jinja file"
+        )
+    if config.training.assistant_only_loss and not messages:
+        raise UserError("assistant_only_loss: the rows are texts, without turns. Write assistant_only_loss: false")
+    return train, heldout
+
+
+def make_splits(config: Config, to_training_row: Callable[[dict], dict]) -> tuple[datasets.Dataset, datasets.Dataset]:
     recipe = config.recipe
     parts = recipe.datasets or [{"path": recipe.dataset_name, "name": recipe.dataset_config}]
     loaded = []
@@ -35,18 +51,19 @@ def load_splits(config: Config, to_training_row: Callable[[dict], dict]) -> tupl
         split = part.get("split", recipe.dataset_train_split)
         rows = load_rows(config, part["path"], part.get("name"), split, part.get("data_files"))
         rows = rows.select_columns(part["columns"]) if part.get("columns") else rows
-        loaded.append(prepare(rows, part["path"], to_training_row))
+        loaded.append(prepare(rows, part["path"], to_training_row, config.training.dataset_num_proc))
     train = mix(loaded, [part.get("fraction") for part in parts], config.training.seed)
     if recipe.heldout_name:
         rows = load_rows(config, recipe.heldout_name, None, recipe.heldout_split, None)
-        heldout = prepare(rows, recipe.heldout_name, to_training_row)
+        heldout = prepare(rows, recipe.heldout_name, to_training_row, None)
         kept_out = set(map(prompt_key, heldout))
         allowed = [i for i, row in enumerate(train) if prompt_key(row) not in kept_out]
         if len(allowed) < len(train):
             say("LEAK", f"{len(train) - len(allowed):,} training rows ask a held-out prompt and are left out")
         train = train.select(allowed)
     else:
-        marks = [is_held_out(row, recipe.heldout_fraction) for row in train]
+        share = recipe.heldout_fraction
+        marks = [is_held_out(row, share) for row in train] if share else [False] * len(train)
         heldout = train.select([i for i, mark in enumerate(marks) if mark])
         train = train.select([i for i, mark in enumerate(marks) if not mark])
     if len(train) == 0:
@@ -93,18 +110,21 @@ def check_lines(path: Path) -> None:
         raise UserError("Write one JSON object a line:\n  " + "\n  ".join(bad[:5]) + more)
 
 
-def prepare(rows: datasets.Dataset, name: str, to_training_row: Callable[[dict], dict]) -> datasets.Dataset:
+def prepare(
+    rows: datasets.Dataset, name: str, to_training_row: Callable[[dict], dict], processes: int | None
+) -> datasets.Dataset:
+    """Every row through `to_training_row`, and every row's form checked."""
     if len(rows) == 0:
         raise UserError(f"{name}: has no rows")
     try:
-        rows = rows.map(to_training_row, remove_columns=rows.column_names, desc=None)
+        rows = rows.map(to_training_row, remove_columns=rows.column_names, num_proc=processes)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(
             f"{name}: to_training_row cannot read these rows: {type(error).__name__} {error}. "
             f"Columns that are there: {', '.join(rows.column_names)}"
         ) from None
     bad = []
-    for number, row in enumerate(rows.select(range(min(len(rows), ROWS_READ))), 1):
+    for number, row in enumerate(rows, 1):
         fault = fault_of(row)
         if fault:
             bad.append(f"{Path(name).name}, row {number}: {fault}")
@@ -129,11 +149,15 @@ def fault_of(row: dict) -> str | None:
             return f"{column} is {value!r}; write a text or a list of messages"
         if isinstance(value, list):
             for message in value:
+                if not isinstance(message, dict):
+                    return f"{column}: {message!r} is not a message with role and content"
                 role, content = message.get("role"), message.get("content")
                 if role not in ROLES:
                     return f"{column}: {role!r} is not a role; write one of {', '.join(sorted(ROLES))}"
                 if not content and not message.get("tool_calls"):
                     return f"{column}: the {role} message is empty"
+    if "prompt" in row and type(row["prompt"]) is not type(row["completion"]):
+        return "prompt and completion must both be texts, or both lists of messages"
     last = row.get("messages") or row.get("completion")
     if isinstance(last, list) and not any(message["role"] == "assistant" for message in last):
         return "has no assistant message to learn from"
@@ -164,7 +188,7 @@ def split_prompt(row: dict) -> tuple[list[dict] | str | None, str]:
 
     The prompt is a list of messages, a text, or None for plain text rows, which ask nothing.
     """
-    if "prompt" in row:
+    if "completion" in row:
         completion = row["completion"]
         return row["prompt"], completion if isinstance(completion, str) else completion[-1]["content"]
     if "messages" in row:

@@ -17,7 +17,7 @@ from trl.models import unwrap_model_for_generation
 
 from utils import rewards
 from utils.config import Config
-from utils.data import split_prompt
+from utils.data import fingerprint, split_prompt
 from utils.run import Run, write_atomically
 from utils.source import UserError
 from utils.terminal import say
@@ -38,38 +38,56 @@ class Evaluation:
         return found
 
 
-def load_metrics(names: list[str]) -> dict[str, Callable]:
-    known = dict(inspect.getmembers(rewards, inspect.isfunction))
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise UserError(f"eval_metrics: utils/rewards.py has no function {', '.join(missing)}")
-    return {name: known[name] for name in names}
+def load_metrics(config: Config, heldout: Dataset) -> dict[str, Callable]:
+    """The functions that `eval_metrics` names, each tried on the held-out rows' own references.
+
+    Raises UserError, before anything is trained, if there is no such function or a reference cannot be scored.
+    """
+    known = {
+        name: function
+        for name, function in inspect.getmembers(rewards, inspect.isfunction)
+        if next(iter(inspect.signature(function).parameters), "") == "completions"
+    }
+    for name in config.recipe.eval_metrics:
+        if name not in known:
+            raise UserError(f"eval_metrics: {name} is not a reward of utils/rewards.py. There are: {', '.join(known)}")
+        for number, row in enumerate(heldout.select(range(min(len(heldout), config.recipe.eval_prompts))), 1):
+            reference = split_prompt(row)[1]
+            try:
+                known[name](completions=[reference], answer=[reference])
+            except ValueError as error:
+                raise UserError(
+                    f"eval_metrics: {name} cannot score held-out row {number}: {error}. "
+                    "Remove the metric, or mend the row"
+                ) from None
+    return {name: known[name] for name in config.recipe.eval_metrics}
 
 
-def evaluate(trainer, heldout: Dataset, config: Config, run: Run, when: str) -> Evaluation:
+def evaluate(trainer, heldout: Dataset, metrics: dict, config: Config, run: Run, when: str) -> Evaluation:
     """Evaluate the trainer's model as it is now; kept in `evaluation/WHEN.json`, so a resumed run does not repeat it.
 
     Args:
         trainer: a TRL trainer whose eval_dataset holds the processed rows of `heldout`.
         heldout: the rows as they are before processing; each has a prompt and a reference answer.
+        metrics: what `load_metrics` gave.
         when: "before" or "after".
     """
-    kept = run.folder / "evaluation" / f"{when}.json"
-    if kept.is_file() and when == "before":
-        return Evaluation(**json.loads(kept.read_text()))
     count = min(len(heldout), config.recipe.eval_prompts)
-    model = trainer.model
-    training, gradients = model.training, torch.is_grad_enabled()
+    asked = {"rows": fingerprint(heldout), "count": count, "metrics": list(metrics)}
+    asked["max_new_tokens"] = config.recipe.eval_max_new_tokens
+    path = run.folder / "evaluation" / f"{when}.json"
+    if when == "before" and path.is_file() and (kept := json.loads(path.read_text()))["asked"] == asked:
+        return Evaluation(kept["rows"], kept["losses"])
+    model, training = trainer.model, trainer.model.training
     model.eval()
     with torch.inference_mode(), trainer.accelerator.autocast():
         losses = heldout_losses(trainer, count)
-        rows = answer(trainer, heldout.select(range(count)), config)
+        rows = answer(trainer, heldout.select(range(count)), metrics, config)
     model.train(training)
-    torch.set_grad_enabled(gradients)
     evaluation = Evaluation(rows, losses)
     if trainer.is_world_process_zero():
-        kept.parent.mkdir(exist_ok=True)
-        write_atomically(kept, json.dumps(vars(evaluation), indent=1, ensure_ascii=False))
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, json.dumps({"asked": asked} | vars(evaluation), indent=1, ensure_ascii=False))
     shown = "  ".join(f"{name} {m['value']:.3f}" for name, m in evaluation.metrics().items())
     say(when, f"{shown}  (n = {count})" if count else "nothing held out, nothing measured")
     return evaluation
@@ -98,15 +116,14 @@ def heldout_losses(trainer, count: int) -> list[tuple[float, int]]:
     return [(total, n) for _, total, n in sorted(gather_object(found))]
 
 
-def answer(trainer, heldout: Dataset, config: Config) -> list[dict]:
+def answer(trainer, heldout: Dataset, metrics: dict, config: Config) -> list[dict]:
     """Greedy answers to the prompts, scored: left-padded batches of like length, sharded over processes."""
-    metrics = load_metrics(config.recipe.eval_metrics)
     tokenizer, size = trainer.processing_class, trainer.args.per_device_eval_batch_size
     asked = []
     for index, row in enumerate(heldout):
         prompt, reference = split_prompt(row)
         if prompt is not None:
-            asked.append((index, prompt, reference, encode(tokenizer, prompt, row.get("tools"))))
+            asked.append((index, prompt, reference, encode(tokenizer, prompt, row)))
     asked.sort(key=lambda item: -len(item[3]))
     mine, found = shard(asked, trainer), []
     model_config = trainer.model.generation_config
@@ -141,10 +158,15 @@ def answer(trainer, heldout: Dataset, config: Config) -> list[dict]:
     return rows
 
 
-def encode(tokenizer, prompt: list[dict] | str, tools: list | None) -> list[int]:
+def encode(tokenizer, prompt: list[dict] | str, row: dict) -> list[int]:
+    """The prompt's token ids, with the row's tools and template settings as TRL reads them."""
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
-    encoded = tokenizer.apply_chat_template(prompt, tools=tools, add_generation_prompt=True, return_dict=True)
+    tools, settings = row.get("tools"), row.get("chat_template_kwargs") or {}
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    encoded = tokenizer.apply_chat_template(
+        prompt, tools=tools, add_generation_prompt=True, return_dict=True, **settings
+    )
     return encoded["input_ids"]
 
 
@@ -184,9 +206,11 @@ def compare(before: Evaluation, after: Evaluation) -> dict[str, dict]:
     """{name: {"value": after - before, "p_value", "test"}} on the same rows."""
     found = {}
     if before.losses and len(before.losses) == len(after.losses):
-        pairs = [(a - b) / n for (b, n), (a, _) in zip(before.losses, after.losses, strict=True)]
         change = after.metrics()["heldout_loss"]["value"] - before.metrics()["heldout_loss"]["value"]
-        found["heldout_loss"] = {"value": change, "p_value": paired_normal(pairs), "test": "paired normal"}
+        # The change is a ratio of sums over rows, so its spread is that of the rows' deviations from it.
+        spread = mean_loss([(a - b, n) for (b, n), (a, _) in zip(before.losses, after.losses, strict=True)])
+        p = two_sided(change, (spread["high"] - spread["low"]) / 3.92)
+        found["heldout_loss"] = {"value": change, "p_value": p, "test": "paired normal"}
     for name in before.rows[0]["scores"] if before.rows else []:
         pairs = [(b["scores"][name], a["scores"][name]) for b, a in zip(before.rows, after.rows, strict=True)]
         change = sum(a - b for b, a in pairs) / len(pairs)
@@ -209,7 +233,10 @@ def mcnemar(gained: int, lost: int) -> float:
 def paired_normal(differences: list[float]) -> float:
     """Two-sided p-value that the mean difference is 0, by the normal approximation."""
     n, mean = len(differences), sum(differences) / len(differences)
-    variance = sum((d - mean) ** 2 for d in differences) / max(1, n - 1)
-    if variance == 0:
-        return 1.0 if mean == 0 else 0.0
-    return math.erfc(abs(mean) / math.sqrt(2 * variance / n))
+    return two_sided(mean, math.sqrt(sum((d - mean) ** 2 for d in differences) / max(1, n - 1) / n))
+
+
+def two_sided(change: float, standard_error: float) -> float:
+    if standard_error == 0:
+        return 1.0 if change == 0 else 0.0
+    return math.erfc(abs(change) / standard_error / math.sqrt(2))

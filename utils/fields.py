@@ -59,16 +59,16 @@ RANGES = {
     "dataloader_num_workers": (0, None), "label_smoothing_factor": (0, 0.9999999),
 }  # fmt: skip
 
-# What may differ when a killed run goes on: nothing that the weights could feel.
+# What may differ when the same run is asked for again: nothing that weights or figures could feel.
 FREE_TO_CHANGE = {
-    "output_dir",
-    "report_to",
-    "run_name",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private_repo",
-    "log_level",
-}
+    "output_dir", "report_to", "run_name", "push_to_hub", "hub_model_id", "hub_private_repo", "log_level",
+    "dataset_num_proc",
+}  # fmt: skip
+# What may also differ while the run is unfinished: how it is measured and kept (out of memory in an evaluation).
+FREE_UNTIL_DONE = {
+    "per_device_eval_batch_size", "eval_metrics", "eval_prompts", "eval_max_new_tokens", "merge_adapter",
+    "save_total_limit",
+}  # fmt: skip
 
 
 @dataclass

@@ -53,7 +53,7 @@ def read_template(name: str) -> str:
 
 
 def load_model(config: Config) -> PreTrainedModel:
-    """The causal language model, in `dtype`, quantised if asked for, with its cache of keys off for training."""
+    """The causal language model, in `dtype`, quantised if asked for."""
     quantization = get_quantization_config(config.model)
     try:
         return AutoModelForCausalLM.from_pretrained(

@@ -1,6 +1,7 @@
 """Preflight: looks at the very rows that will be trained on (after template, masks, truncation, packing) and stops a
 run that would teach nothing, or never teach the model to stop."""
 
+import math
 from dataclasses import dataclass
 
 from datasets import Dataset
@@ -44,7 +45,7 @@ def preflight(trainer, config: Config, train: Dataset) -> Preflight:
     n, limit = len(lengths), args.max_length
     full = sum(length >= limit for length in lengths) if limit and not args.packing else 0
     faults = []
-    if (empty := supervised.count(0)) > 0:
+    if (empty := supervised.count(0)) > 0 and not args.packing:  # a packed piece may be all question
         faults.append(
             f"assistant_only_loss: {empty} of {n} rows have no token to learn from: the mask covers them. "
             "Check assistant_only_loss and completion_only_loss"
@@ -65,7 +66,9 @@ def preflight(trainer, config: Config, train: Dataset) -> Preflight:
     lengths.sort()
     processes = args.world_size
     rows_a_step = processes * args.per_device_train_batch_size * args.gradient_accumulation_steps
-    steps = args.max_steps if args.max_steps > 0 else round(args.num_train_epochs * (len(rows) // rows_a_step or 1))
+    batches = math.ceil(len(rows) / (processes * args.per_device_train_batch_size))
+    steps_an_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_an_epoch)
     share, mean = sum(supervised) / sum(lengths), sum(lengths) / n
     middle, most = lengths[n // 2], lengths[min(n - 1, n * 99 // 100)]
     facts = {

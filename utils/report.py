@@ -108,14 +108,11 @@ def print_summary(metrics: dict, before: Evaluation, after: Evaluation) -> None:
         console.print()
         console.print(table)
     for first, last in choose(before, after, 3):
-        console.print(f"\n[bold]prompt[/bold]  {escape_markup(prompt_text(first['prompt']))}")
-        console.print(f"[bold]before[/bold]  {escape_markup(shorten(first['completion']))}")
-        console.print(f"[bold]after[/bold]   {escape_markup(shorten(last['completion']))}")
+        console.print()
+        say("prompt", shorten(prompt_text(first["prompt"])))
+        say("before", shorten(first["completion"]))
+        say("after", shorten(last["completion"]))
     console.print()
-
-
-def escape_markup(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def shorten(text: str, most: int = 240) -> str:

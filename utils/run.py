@@ -24,11 +24,11 @@ import transformers
 from accelerate import PartialState
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ruamel.yaml import YAML
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from utils.config import Config
 from utils.data import fingerprint
-from utils.fields import FREE_TO_CHANGE
+from utils.fields import FREE_TO_CHANGE, FREE_UNTIL_DONE
 from utils.source import ROOT, UserError
 from utils.terminal import console, is_main_process, say
 
@@ -51,6 +51,20 @@ class Run:
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(self.progress)
+
+    def load_trained(self, trainer) -> bool:
+        """Whether the checkpoint is of the last step; if so, the trainer is put where it was then.
+
+        Trainer.train would do one step more (transformers 5.23 looks at max_steps only after a step).
+        """
+        if not self.checkpoint:
+            return False
+        state = TrainerState.load_from_json(str(Path(self.checkpoint, "trainer_state.json")))
+        if state.global_step < state.max_steps:
+            return False
+        trainer._load_from_checkpoint(self.checkpoint)
+        trainer.state = state
+        return True
 
 
 def open_run(config: Config) -> Run:
@@ -79,7 +93,9 @@ def open_run(config: Config) -> Run:
 
 def warn_of_missing_processes() -> None:
     """Without GPUs, `accelerate launch --num_processes 2` starts one process and says nothing (accelerate 1.15)."""
-    words = psutil.Process().parent().cmdline() if PartialState().num_processes == 1 else []
+    words = []
+    with contextlib.suppress(psutil.Error, AttributeError):  # in a container there may be no parent to be seen
+        words = psutil.Process().parent().cmdline() if PartialState().num_processes == 1 else []
     for word, value in itertools.pairwise(words):
         if word == "--num_processes" and value.isdigit() and int(value) > 1:
             mend = "Add --config_file configs/accelerate/ddp.yaml"
@@ -94,21 +110,18 @@ def look_at(folder: Path, wanted: str, start_over: bool) -> str:
         raise UserError(f"output_dir: {show(folder)} holds files that are no run of this repository's. Name another")
     if start_over:
         return "start over"
-    earlier, now = comparable((folder / "config.yaml").read_text()), comparable(wanted)
-    changed = [key for key in sorted(earlier | now) if earlier.get(key) != now.get(key)]
+    metrics = folder / "metrics.json"
+    finished = metrics.is_file() and "after" in json.loads(metrics.read_text())
+    earlier, now = (YAML(typ="safe").load(text) or {} for text in ((folder / "config.yaml").read_text(), wanted))
+    free = FREE_TO_CHANGE if finished else FREE_TO_CHANGE | FREE_UNTIL_DONE
+    changed = [key for key in sorted((earlier | now).keys() - free) if earlier.get(key) != now.get(key)]
     if changed:
         lines = [f"  {key}: {earlier.get(key, '(not set)')} -> {now.get(key, '(not set)')}" for key in changed]
         raise UserError(
             f"output_dir: {show(folder)} holds a run of another config. What changed since:\n" + "\n".join(lines)
             + "\nWrite another output_dir, undo the change, or give --start_over (the earlier run is moved aside)."
         )  # fmt: skip
-    metrics = folder / "metrics.json"
-    return "finished" if metrics.is_file() and "after" in json.loads(metrics.read_text()) else "going on"
-
-
-def comparable(text: str) -> dict:
-    values = YAML(typ="safe").load(text) or {}
-    return {key: value for key, value in values.items() if key not in FREE_TO_CHANGE}
+    return "finished" if finished else "going on"
 
 
 def yaml_text(config: Config) -> str:
@@ -127,8 +140,8 @@ def yaml_text(config: Config) -> str:
 
 def newest_whole_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end: trainer_state.json, the last file, is there and reads."""
-    numbered = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    for path in numbered:
+    numbered = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    for path in sorted(numbered, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         try:
             state = json.loads((path / "trainer_state.json").read_text())
         except (OSError, json.JSONDecodeError):
@@ -159,15 +172,22 @@ def begin(run: Run, config: Config, train: datasets.Dataset, heldout: datasets.D
     on with other rows than it began with.
     """
     prints = {"train": fingerprint(train), "heldout": fingerprint(heldout)}
-    path = run.folder / "run.json"
-    if run.checkpoint and path.is_file() and (earlier := json.loads(path.read_text())["data"]) != prints:
-        raise UserError(
-            f"dataset_name: the rows changed since this run began ({earlier} -> {prints}). "
-            "Put the old rows back, or give --start_over"
-        )
+    path, processes = run.folder / "run.json", PartialState().num_processes
+    if run.checkpoint and path.is_file():
+        earlier = json.loads(path.read_text())
+        if earlier["data"] != prints:
+            raise UserError(
+                f"dataset_name: the rows changed since this run began ({earlier['data']} -> {prints}). "
+                "Put the old rows back, or give --start_over"
+            )
+        if (then := earlier["hardware"]["processes"]) != processes:
+            raise UserError(
+                f"this run began on {then} processes and cannot go on with the same batches on {processes}. "
+                f"Launch {then}, or give --start_over"
+            )
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     facts = {
-        "command": [SECRET.sub(r"\1***", word) for word in [show(Path(sys.argv[0])), *sys.argv[1:]]],
+        "command": [show(Path(sys.argv[0])), *sys.argv[1:]],
         "config": config.source.path.name,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "git_commit": git_commit(),
@@ -178,7 +198,7 @@ def begin(run: Run, config: Config, train: datasets.Dataset, heldout: datasets.D
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "processes": PartialState().num_processes,
+            "processes": processes,
             "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else str(accelerator),
         },
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -206,9 +226,9 @@ def git_commit() -> str | None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, sees the old one or the new one, never half."""
+    """Write a file so that a reader, or a kill, sees the old one or the new one, never half. Keys are blotted out."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_text(SECRET.sub(r"\1***", text), encoding="utf-8")
     os.replace(part, path)
 
 

@@ -4,20 +4,21 @@ So `env:` reaches those libraries, a mistake in the YAML is told at once, and a 
 seconds where there is none.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from utils.fields import ENV_NAMES, RecipeConfig
+from utils.fields import ENV_NAMES, MOVED, RecipeConfig
 from utils.terminal import is_main_process
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +57,15 @@ def run_main(main: Callable[[], None]) -> None:
         if is_main_process():
             print(f"\n{error}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextlib.contextmanager
+def refusals_told(name: str) -> Iterator[None]:
+    """What a library refuses while it looks at config and rows is the user's to mend, so it is told as a UserError."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{name} refuses this config or these rows: {' '.join(str(error).split())}") from error
 
 
 def read_config(doc: str, arguments: list[str] | None = None) -> Source:
@@ -103,10 +113,11 @@ def read_flags(arguments: list[str]) -> tuple[dict, list[str]]:
         while not equals and index < len(arguments) and not arguments[index].startswith("--"):
             values.append(FlagText(arguments[index]))
             index += 1
-        if not values and key.startswith("no_"):
+        if not values and key.startswith("no_") and key not in MOVED:
             flags[key[3:]] = False
         else:
-            flags[key] = True if not values else values[0] if len(values) == 1 else values
+            value = True if not values else values[0] if len(values) == 1 else values
+            flags[key] = None if value == "null" else value  # as in YAML
     return flags, mistakes
 
 
@@ -123,7 +134,9 @@ def read_yaml(path: Path) -> Source:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         shipped = ", ".join(sorted(f"configs/{p.name}" for p in (ROOT / "configs").glob("*.yaml")))
         raise UserError(f"{shown}: cannot read the config: {reason}. Shipped configs: {shipped}") from None
-    except MarkedYAMLError as error:
+    except YAMLError as error:
+        if not isinstance(error, MarkedYAMLError):  # a character that YAML does not allow
+            raise UserError(f"{shown}: not valid YAML: {' '.join(str(error).split())}") from None
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{shown}:{line}: not valid YAML: {error.problem}. Write one `key: value` a line") from None
     if not isinstance(values, dict):
@@ -164,12 +177,10 @@ def find_path(source: Source, key: str, name: str) -> Path | None:
 
 def looks_local(name: str) -> bool:
     """Whether a name can only be a path: hub names have at most one slash, no suffix of data files, no leading dot."""
-    first = Path(name).parts[:1]
     return (
-        name.count("/") != 1
-        or name.startswith((".", "/", "~"))
+        name.count("/") > 1
+        or name.startswith((".", "/", "~", "outputs/", "tiny/"))
         or Path(name).suffix in {".jsonl", ".json", ".parquet", ".csv", ".jinja"}
-        or first[0] in {"outputs", "tiny"}
     )
 
 
