@@ -154,7 +154,7 @@ def test_public_column_sets_become_training_rows():
 
 @pytest.mark.parametrize("suffix", ["json", "parquet", "csv"])
 def test_other_file_formats(tmp_path, suffix):
-    rows = Dataset.from_list([{"prompt": f"{n} + 1 = ", "completion": f"It is {n + 1}."} for n in range(40)])
+    rows = Dataset.from_list([{"prompt": f"{n} + 1 = ", "completion": f"The answer is {n + 1}."} for n in range(40)])
     path = tmp_path / f"rows.{suffix}"
     getattr(rows, f"to_{suffix}")(str(path))
     done = recipe("--check", dataset_name=path, heldout_fraction=0.2, heldout_name="null", assistant_only_loss="false")

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 import trl
 from accelerate import PartialState
 from peft import AutoPeftModelForCausalLM
@@ -60,7 +59,7 @@ def load_model(config: Config) -> PreTrainedModel:
             config.model.model_name_or_path,
             revision=config.model.model_revision,
             trust_remote_code=config.training.trust_remote_code,
-            dtype=config.model.dtype if config.model.dtype == "auto" else getattr(torch, config.model.dtype),
+            dtype=config.model.dtype,
             attn_implementation=config.model.attn_implementation,
             quantization_config=quantization,
             device_map={"": PartialState().device} if quantization is not None else None,
