@@ -225,6 +225,17 @@ def test_a_resume_on_other_rows_is_refused(tmp_path):
     assert "the rows changed since this run began" in done.stderr
 
 
+def test_a_resume_on_another_number_of_processes_is_refused(finished_run, tmp_path):
+    folder = shutil.copytree(finished_run[0], tmp_path / "run")
+    (folder / "metrics.json").unlink()
+    facts = json.loads((folder / "run.json").read_text())
+    facts["hardware"]["processes"] = 2
+    (folder / "run.json").write_text(json.dumps(facts))
+    done = recipe(output_dir=folder)
+    assert done.returncode == 2
+    assert "began on 2 processes and cannot go on with the same batches on 1" in done.stderr
+
+
 def test_newest_whole_checkpoint_passes_over_what_is_torn(tmp_path):
     assert newest_whole_checkpoint(tmp_path) is None
     for step in (2, 10):

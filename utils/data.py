@@ -49,12 +49,12 @@ def make_splits(config: Config, to_training_row: Callable[[dict], dict]) -> tupl
     loaded = []
     for part in parts:
         split = part.get("split", recipe.dataset_train_split)
-        rows = load_rows(config, part["path"], part.get("name"), split, part.get("data_files"))
+        rows = load_rows(part["path"], part.get("name"), split, part.get("data_files"))
         rows = rows.select_columns(part["columns"]) if part.get("columns") else rows
         loaded.append(prepare(rows, part["path"], to_training_row, config.training.dataset_num_proc))
     train = mix(loaded, [part.get("fraction") for part in parts], config.training.seed)
     if recipe.heldout_name:
-        rows = load_rows(config, recipe.heldout_name, None, recipe.heldout_split, None)
+        rows = load_rows(recipe.heldout_name, None, recipe.heldout_split, None)
         heldout = prepare(rows, recipe.heldout_name, to_training_row, None)
         kept_out = set(map(prompt_key, heldout))
         allowed = [i for i, row in enumerate(train) if prompt_key(row) not in kept_out]
@@ -71,7 +71,7 @@ def make_splits(config: Config, to_training_row: Callable[[dict], dict]) -> tupl
     return train, heldout
 
 
-def load_rows(config: Config, name: str, subset: str | None, split: str, files: object) -> datasets.Dataset:
+def load_rows(name: str, subset: str | None, split: str, files: object) -> datasets.Dataset:
     """The rows of a file, of a hub data set, or of a builder with `data_files`."""
     path = Path(name)
     path = path if path.is_absolute() else ROOT / path
@@ -106,8 +106,12 @@ def check_lines(path: Path) -> None:
     if not rows:
         raise UserError(f"{path.name}: has no rows")
     if bad:
-        more = f"\n  and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise UserError("Write one JSON object a line:\n  " + "\n  ".join(bad[:5]) + more)
+        raise UserError("Write one JSON object a line:" + first_five(bad))
+
+
+def first_five(faults: list[str]) -> str:
+    more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
+    return "".join(f"\n  {fault}" for fault in faults[:5]) + more
 
 
 def prepare(
@@ -129,11 +133,10 @@ def prepare(
         if fault:
             bad.append(f"{Path(name).name}, row {number}: {fault}")
     if bad:
-        more = f"\n  and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise UserError(
-            f"{len(bad)} of {len(rows)} rows cannot be trained on:\n  " + "\n  ".join(bad[:5]) + more
-            + "\nMend or remove them, or turn them into training rows in to_training_row (train.py)."
-        )  # fmt: skip
+            f"{len(bad)} of {len(rows)} rows cannot be trained on:{first_five(bad)}\n"
+            "Mend or remove them, or turn them into training rows in to_training_row (train.py)."
+        )
     return rows
 
 
@@ -142,10 +145,12 @@ def fault_of(row: dict) -> str | None:
     if not ({"messages", "text"} & row.keys() or {"prompt", "completion"} <= row.keys()):
         return f"has the columns {', '.join(row)}; a row needs: {FORMATS}"
     for column in ("messages", "prompt", "completion", "text"):
-        value = row.get(column, "unused")
+        if column not in row:
+            continue
+        value = row[column]
         if not value or (isinstance(value, str) and not value.strip()):
             return f"{column} is empty"
-        if value != "unused" and not isinstance(value, (str, list)):
+        if not isinstance(value, (str, list)):
             return f"{column} is {value!r}; write a text or a list of messages"
         if isinstance(value, list):
             for message in value:
@@ -190,7 +195,7 @@ def split_prompt(row: dict) -> tuple[list[dict] | str | None, str]:
     """
     if "completion" in row:
         completion = row["completion"]
-        return row["prompt"], completion if isinstance(completion, str) else completion[-1]["content"]
+        return row["prompt"], completion if isinstance(completion, str) else completion[-1]["content"] or ""
     if "messages" in row:
         last = max(i for i, message in enumerate(row["messages"]) if message["role"] == "assistant")
         return row["messages"][:last], row["messages"][last]["content"] or ""

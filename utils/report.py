@@ -143,7 +143,8 @@ def model_card(config: Config, metrics: dict) -> str:
     base = config.given["model_name_or_path"]
     local = Path(config.model.model_name_or_path).exists()
     front = ["---", "library_name: transformers"] + ([] if local else [f"base_model: {base}"])
-    front += ["tags: [trl, sft]", "---", ""]
+    method = type(config.training).__name__.removesuffix("Config").lower()
+    front += [f"tags: [trl, {method}]", "---", ""]
     lines = [f"# {Path(config.training.output_dir).name}", "", f"`{base}` after `{config.source.path.name}`.", ""]
     if metrics["after"]:
         lines += ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
