@@ -38,7 +38,7 @@ def main() -> None:
     from utils.evaluation import evaluate, load_metrics
     from utils.model import load_adapter, load_model, load_tokenizer, save_model
     from utils.preflight import preflight
-    from utils.report import write_report
+    from utils.report import report_if_stopped, write_report
     from utils.run import begin, open_run
 
     config = parse_config(source, SFTConfig)
@@ -58,13 +58,14 @@ def main() -> None:
             peft_config=adapter,
         )
     run.follow(trainer)
-    checked = preflight(trainer, config, train)  # looks at the very tensors that will be trained on
+    checked = preflight(trainer, config, train, heldout, metrics)  # looks at the very tensors that will be trained on
     if config.recipe.check:
         return
     begin(run, config, train, heldout)
     before = evaluate(trainer, heldout, metrics, config, run, "before")
     if not run.load_trained(trainer):  # killed after its last step: nothing is left to train
-        trainer.train(resume_from_checkpoint=run.checkpoint)
+        with report_if_stopped(run, config, trainer, checked, before):
+            trainer.train(resume_from_checkpoint=run.checkpoint)
     save_model(trainer, config)
     after = evaluate(trainer, heldout, metrics, config, run, "after")
     write_report(run, config, trainer, checked, before, after)

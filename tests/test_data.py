@@ -7,7 +7,8 @@ from conftest import recipe
 from datasets import Dataset
 
 from sft.train import to_training_row
-from utils.data import check_lines, fault_of, fingerprint, is_held_out, mix, prompt_key, split_prompt
+from utils.data import check_lines, fingerprint, mix
+from utils.rows import fault_of, is_held_out, prompt_key, split_prompt
 from utils.source import UserError
 
 USER, ASSISTANT = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}
@@ -37,18 +38,21 @@ def conversation(n):
         ({"messages": None}, "messages is empty"),
         ({"text": " \n"}, "text is empty"),
         ({"prompt": "x", "completion": ""}, "completion is empty"),
-        ({"messages": [USER, {"role": "asistant", "content": "2"}]}, "'asistant' is not a role"),
-        ({"messages": [USER, {"role": "assistant", "content": None}]}, "the assistant message is empty"),
+        (
+            {"messages": [USER, {"role": "asistant", "content": "2"}]},
+            "has the role 'asistant'; did you mean assistant?",
+        ),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, "messages has an empty assistant message"),
         ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"x": 1}]}]}, None),
         ({"messages": [USER]}, "no assistant message"),
-        ({"prompt": [USER], "completion": "2"}, "both be texts, or both lists"),
-        ({"messages": ["hi"]}, "'hi' is not a message"),
+        ({"prompt": [USER], "completion": "2"}, "prompt and completion must all be texts, or all be lists"),
+        ({"messages": ["hi"]}, "holds 'hi', which is not a message"),
         ({"prompt": "1 + 1 = ", "completion": 2.0}, "completion is 2.0; write a text"),
         ({"prompt": [USER], "completion": [USER]}, "no assistant message"),
     ],
 )
 def test_faults_of_rows(row, fault):
-    found = fault_of(row)
+    found = fault_of(row, "sft")
     assert (found is None) if fault is None else fault in found
 
 
@@ -59,8 +63,8 @@ def test_bad_rows_stop_the_run_and_are_named(tmp_path):
     done = recipe(dataset_name=write(tmp_path / "rows.jsonl", rows), output_dir=tmp_path / "out")
     assert done.returncode == 2
     assert "2 of 20 rows cannot be trained on" in done.stderr
-    assert "rows.jsonl, row 7: messages: 'asistant' is not a role" in done.stderr
-    assert "rows.jsonl, row 12: messages: the assistant message is empty" in done.stderr
+    assert "rows.jsonl, row 7: messages has the role 'asistant'; did you mean assistant?" in done.stderr
+    assert "rows.jsonl, row 12: messages has an empty assistant message" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -92,9 +96,9 @@ def test_a_missing_file_is_told(tmp_path):
 
 def test_the_split_does_not_depend_on_order_or_form():
     rows = [conversation(n) for n in range(2000)]
-    held = {prompt_key(row) for row in rows if is_held_out(row, 0.1)}
+    held = {prompt_key(row) for row in rows if is_held_out(prompt_key(row), 0.1)}
     assert 150 < len(held) < 250
-    assert held == {prompt_key(row) for row in reversed(rows) if is_held_out(row, 0.1)}
+    assert held == {prompt_key(row) for row in reversed(rows) if is_held_out(prompt_key(row), 0.1)}
     row = conversation(5)
     as_pair = {"prompt": row["messages"][:1], "completion": row["messages"][1:]}
     shouted = {"prompt": [{"role": "user", "content": "  WHAT is 5 + 1? "}], "completion": row["messages"][1:]}
@@ -103,8 +107,8 @@ def test_the_split_does_not_depend_on_order_or_form():
 
 def test_a_larger_share_keeps_the_smaller_one():
     rows = [conversation(n) for n in range(500)]
-    small = [n for n, row in enumerate(rows) if is_held_out(row, 0.05)]
-    large = [n for n, row in enumerate(rows) if is_held_out(row, 0.2)]
+    small = [n for n, row in enumerate(rows) if is_held_out(prompt_key(row), 0.05)]
+    large = [n for n, row in enumerate(rows) if is_held_out(prompt_key(row), 0.2)]
     assert set(small) < set(large)
 
 
@@ -145,16 +149,16 @@ def test_public_column_sets_become_training_rows():
     """The documented columns of public sets that the README names."""
     gsm8k = {"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2"}
     capybara = {"source": "x", "messages": [USER, ASSISTANT], "num_turns": 1}
-    assert fault_of(to_training_row(gsm8k)) is None
+    assert fault_of(to_training_row(gsm8k), "sft") is None
     assert to_training_row(capybara) == {"messages": [USER, ASSISTANT]}
     no_robots = {"prompt": "1 + 1?", "prompt_id": "x", "messages": [USER, ASSISTANT], "category": "y"}
     assert to_training_row(no_robots) == {"messages": [USER, ASSISTANT]}
-    assert fault_of(to_training_row({"instruction": "x", "output": "y"})) is not None
+    assert fault_of(to_training_row({"instruction": "x", "output": "y"}), "sft") is not None
 
 
 @pytest.mark.parametrize("suffix", ["json", "parquet", "csv"])
 def test_other_file_formats(tmp_path, suffix):
-    rows = Dataset.from_list([{"prompt": f"{n} + 1 = ", "completion": f"The answer is {n + 1}."} for n in range(40)])
+    rows = Dataset.from_list([{"prompt": f"{n} + 1 =", "completion": f" The answer is {n + 1}."} for n in range(40)])
     path = tmp_path / f"rows.{suffix}"
     getattr(rows, f"to_{suffix}")(str(path))
     done = recipe("--check", dataset_name=path, heldout_fraction=0.2, heldout_name="null", assistant_only_loss="false")

@@ -7,6 +7,7 @@ resume cannot move it, and two rows with one prompt are always on the same side.
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +15,11 @@ import datasets
 from accelerate import PartialState
 
 from utils.config import Config
+from utils.rows import fault_of, is_held_out, is_identical_pair, prompt_key, row_key, shorten
 from utils.source import ROOT, UserError
-from utils.terminal import say
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-FORMATS = "messages; prompt and completion; text"
-ROLES = {"system", "developer", "user", "assistant", "tool"}
+MARKS = ["_fault", "_prompt_key", "_row_key", "_identical"]  # made beside each row, and taken away before training
 
 
 def load_splits(
@@ -27,48 +27,89 @@ def load_splits(
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """The rows to train on and the rows to evaluate on, each passed through `to_training_row`.
 
-    Training rows whose prompt is held out are dropped and counted. Raises UserError naming file and row if a row
-    cannot be trained on.
+    Training rows whose prompt is held out, and DPO pairs without a difference, are left out; these and duplicates
+    go into `config.findings`. Raises UserError naming file and row if a row cannot be trained on.
     """
     with PartialState().main_process_first():  # the others then find the caches made
         train, heldout = make_splits(config, to_training_row)
-    messages = isinstance(train[0].get("messages", train[0].get("prompt")), list)
+    first = train[0]
+    messages = any(isinstance(first.get(column), list) for column in ("messages", "prompt", "chosen"))
     if messages and not has_template:
         raise UserError(
             "chat_template: the rows are messages, and the tokenizer has no chat template. "
             "Write one that TRL ships (chat_template: qwen3) or a .jinja file"
         )
-    if config.training.assistant_only_loss and not messages:
+    if config.method == "sft" and config.training.assistant_only_loss and not messages:
         raise UserError("assistant_only_loss: the rows are texts, without turns. Write assistant_only_loss: false")
     return train, heldout
 
 
 def make_splits(config: Config, to_training_row: Callable[[dict], dict]) -> tuple[datasets.Dataset, datasets.Dataset]:
     recipe = config.recipe
+    processes = None if config.method == "grpo" else config.training.dataset_num_proc
     parts = recipe.datasets or [{"path": recipe.dataset_name, "name": recipe.dataset_config}]
     loaded = []
     for part in parts:
         split = part.get("split", recipe.dataset_train_split)
         rows = load_rows(part["path"], part.get("name"), split, part.get("data_files"))
         rows = rows.select_columns(part["columns"]) if part.get("columns") else rows
-        loaded.append(prepare(rows, part["path"], to_training_row, config.training.dataset_num_proc))
+        rows = prepare(rows, part["path"], to_training_row, config.method, processes)
+        loaded.append(without_identical_pairs(rows, part["path"], config) if config.method == "dpo" else rows)
     train = mix(loaded, [part.get("fraction") for part in parts], config.training.seed)
+    keys = train["_prompt_key"][:]
     if recipe.heldout_name:
         rows = load_rows(recipe.heldout_name, None, recipe.heldout_split, None)
-        heldout = prepare(rows, recipe.heldout_name, to_training_row, None)
-        kept_out = set(map(prompt_key, heldout))
-        allowed = [i for i, row in enumerate(train) if prompt_key(row) not in kept_out]
-        if len(allowed) < len(train):
-            say("LEAK", f"{len(train) - len(allowed):,} training rows ask a held-out prompt and are left out")
-        train = train.select(allowed)
+        heldout = prepare(rows, recipe.heldout_name, to_training_row, config.method, None)
+        kept_out = set(heldout["_prompt_key"][:])
+        asked = [i for i, key in enumerate(keys) if key in kept_out]
+        if asked:
+            config.findings.add(
+                "heldout_in_training",
+                f"{len(asked):,} of {len(train):,} training rows ask a prompt of {Path(recipe.heldout_name).name} "
+                f"(the first: {shorten(train[asked[0]])}) and are left out: figures on known prompts mean nothing. "
+                "Remove them",
+            )
+            left_out = set(asked)
+            train = train.select([i for i in range(len(train)) if i not in left_out])
     else:
         share = recipe.heldout_fraction
-        marks = [is_held_out(row, share) for row in train] if share else [False] * len(train)
+        marks = [is_held_out(key, share) for key in keys] if share else [False] * len(train)
         heldout = train.select([i for i, mark in enumerate(marks) if mark])
         train = train.select([i for i, mark in enumerate(marks) if not mark])
     if len(train) == 0:
         raise UserError("dataset_name: no rows are left to train on once the held-out prompts are taken out")
-    return train, heldout
+    find_duplicates(train, config)
+    return train.remove_columns(MARKS), heldout.remove_columns(MARKS)
+
+
+def find_duplicates(train: datasets.Dataset, config: Config) -> None:
+    keys = train["_row_key"][:]
+    counts = Counter(keys)
+    if extra := len(train) - len(counts):
+        most = counts.most_common(1)[0]
+        first = keys.index(most[0])
+        config.findings.add(
+            "duplicate_rows",
+            f"{extra:,} of {len(train):,} training rows are copies of others ({most[1]} times: "
+            f"{shorten(train[first])}), so they weigh more than the rest. Remove the copies",
+        )
+
+
+def without_identical_pairs(rows: datasets.Dataset, name: str, config: Config) -> datasets.Dataset:
+    """The pairs that differ. A pair without a difference has no gradient; over 5% of them stop the run."""
+    same = [i for i, identical in enumerate(rows["_identical"][:]) if identical]
+    if same:
+        numbers = ", ".join(str(i + 1) for i in same[:5]) + (", ..." if len(same) > 5 else "")
+        config.findings.add(
+            "identical_pairs",
+            f"{len(same):,} of {len(rows):,} pairs of {Path(name).name} have chosen equal to rejected "
+            f"(rows {numbers}): they teach nothing and are left out. Remove them, or look at how the pairs were made",
+            stops=len(same) > len(rows) / 20,
+        )
+    if len(same) == len(rows):
+        raise UserError(f"{name}: chosen equals rejected in every one of the {len(rows)} rows: nothing can be learnt")
+    differing = sorted(set(range(len(rows))) - set(same))
+    return rows.select(differing) if same else rows
 
 
 def load_rows(name: str, subset: str | None, split: str, files: object) -> datasets.Dataset:
@@ -81,7 +122,8 @@ def load_rows(name: str, subset: str | None, split: str, files: object) -> datas
         if path.is_file():
             if path.suffix not in BUILDERS:
                 raise UserError(f"{name}: rows are read from {', '.join(BUILDERS)} files")
-            return datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path), split="train")
+            part = split[split.index("[") :] if "[" in split else ""  # a file has one split, of which this is a slice
+            return datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path), split=f"train{part}")
         return datasets.load_dataset(name, subset, data_files=files, split=split)
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError, StopIteration) as error:
         if path.is_file() and path.suffix == ".jsonl":
@@ -115,58 +157,37 @@ def first_five(faults: list[str]) -> str:
 
 
 def prepare(
-    rows: datasets.Dataset, name: str, to_training_row: Callable[[dict], dict], processes: int | None
+    rows: datasets.Dataset, name: str, to_training_row: Callable[[dict], dict], method: str, processes: int | None
 ) -> datasets.Dataset:
-    """Every row through `to_training_row`, and every row's form checked."""
+    """Every row through `to_training_row`, its form checked, its keys beside it (the columns of MARKS)."""
     if len(rows) == 0:
         raise UserError(f"{name}: has no rows")
+
+    def with_marks(row: dict, code: str) -> dict:
+        row = dict(to_training_row(row))  # of a row as it came, `map` would take the columns for removed ones
+        fault = fault_of(row, method)
+        keys = (b"", b"", False) if fault else (prompt_key(row), row_key(row), is_identical_pair(row))
+        return row | dict(zip(MARKS, (fault or "", *keys), strict=True))
+
     try:
-        rows = rows.map(to_training_row, remove_columns=rows.column_names, num_proc=processes)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        rows = rows.map(
+            with_marks,
+            fn_kwargs={"code": Path(__file__).read_text()},  # checks changed: what is cached of them is stale
+            remove_columns=rows.column_names,
+            num_proc=processes,
+        )
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise UserError(
             f"{name}: to_training_row cannot read these rows: {type(error).__name__} {error}. "
             f"Columns that are there: {', '.join(rows.column_names)}"
         ) from None
-    bad = []
-    for number, row in enumerate(rows, 1):
-        fault = fault_of(row)
-        if fault:
-            bad.append(f"{Path(name).name}, row {number}: {fault}")
+    bad = [f"{Path(name).name}, row {i}: {fault}" for i, fault in enumerate(rows["_fault"][:], 1) if fault]
     if bad:
         raise UserError(
             f"{len(bad)} of {len(rows)} rows cannot be trained on:{first_five(bad)}\n"
             "Mend or remove them, or turn them into training rows in to_training_row (train.py)."
         )
     return rows
-
-
-def fault_of(row: dict) -> str | None:
-    """What keeps a row from being trained on, or None."""
-    if not ({"messages", "text"} & row.keys() or {"prompt", "completion"} <= row.keys()):
-        return f"has the columns {', '.join(row)}; a row needs: {FORMATS}"
-    for column in ("messages", "prompt", "completion", "text"):
-        if column not in row:
-            continue
-        value = row[column]
-        if not value or (isinstance(value, str) and not value.strip()):
-            return f"{column} is empty"
-        if not isinstance(value, (str, list)):
-            return f"{column} is {value!r}; write a text or a list of messages"
-        if isinstance(value, list):
-            for message in value:
-                if not isinstance(message, dict):
-                    return f"{column}: {message!r} is not a message with role and content"
-                role, content = message.get("role"), message.get("content")
-                if role not in ROLES:
-                    return f"{column}: {role!r} is not a role; write one of {', '.join(sorted(ROLES))}"
-                if not content and not message.get("tool_calls"):
-                    return f"{column}: the {role} message is empty"
-    if "prompt" in row and type(row["prompt"]) is not type(row["completion"]):
-        return "prompt and completion must both be texts, or both lists of messages"
-    last = row.get("messages") or row.get("completion")
-    if isinstance(last, list) and not any(message["role"] == "assistant" for message in last):
-        return "has no assistant message to learn from"
-    return None
 
 
 def mix(parts: list[datasets.Dataset], fractions: list[float | None], seed: int) -> datasets.Dataset:
@@ -183,38 +204,9 @@ def mix(parts: list[datasets.Dataset], fractions: list[float | None], seed: int)
     if len(parts) == 1:
         return parts[0]
     if len({tuple(sorted(part.column_names)) for part in parts}) > 1:
-        columns = "; ".join(", ".join(part.column_names) for part in parts)
+        columns = "; ".join(", ".join(name for name in part.column_names if name not in MARKS) for part in parts)
         raise UserError(f"datasets: the parts have different columns ({columns}). Unite them in to_training_row")
     return datasets.concatenate_datasets(parts)
-
-
-def split_prompt(row: dict) -> tuple[list[dict] | str | None, str]:
-    """(prompt, reference answer): what comes before the last assistant turn, and that turn's text.
-
-    The prompt is a list of messages, a text, or None for plain text rows, which ask nothing.
-    """
-    if "completion" in row:
-        completion = row["completion"]
-        return row["prompt"], completion if isinstance(completion, str) else completion[-1]["content"] or ""
-    if "messages" in row:
-        last = max(i for i, message in enumerate(row["messages"]) if message["role"] == "assistant")
-        return row["messages"][:last], row["messages"][last]["content"] or ""
-    return None, row["text"]
-
-
-def prompt_key(row: dict) -> bytes:
-    """What a row asks first, whatever the spacing and case: rows that share it are never split."""
-    prompt, text = split_prompt(row)
-    if isinstance(prompt, list):
-        asked = [message["content"] or "" for message in prompt if message["role"] == "user"]
-        text = asked[0] if asked else json.dumps(prompt)
-    elif isinstance(prompt, str):
-        text = prompt
-    return hashlib.sha256(" ".join(text.lower().split()).encode()).digest()
-
-
-def is_held_out(row: dict, fraction: float) -> bool:
-    return int.from_bytes(prompt_key(row)[:8]) < fraction * 2**64
 
 
 def fingerprint(rows: datasets.Dataset, most: int = 20_000) -> str:

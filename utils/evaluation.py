@@ -3,9 +3,11 @@
 Each figure has its n and a 95% interval, each difference a paired test. Rows are sharded over processes.
 """
 
+import importlib
 import inspect
 import json
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +19,8 @@ from trl.models import unwrap_model_for_generation
 
 from utils import rewards
 from utils.config import Config
-from utils.data import fingerprint, split_prompt
+from utils.data import fingerprint
+from utils.rows import split_prompt
 from utils.run import Run, write_atomically
 from utils.source import UserError
 from utils.terminal import say
@@ -43,24 +46,50 @@ def load_metrics(config: Config, heldout: Dataset) -> dict[str, Callable]:
 
     Raises UserError, before anything is trained, if there is no such function or a reference cannot be scored.
     """
+    metrics = {name: find_reward("eval_metrics", name) for name in config.recipe.eval_metrics}
+    for name, metric in metrics.items():
+        for number, row in enumerate(heldout.select(range(min(len(heldout), config.recipe.eval_prompts))), 1):
+            reference = split_prompt(row)[1]
+            try:
+                metric(completions=[reference], answer=[reference])
+            except Exception as error:  # it may be the user's own function
+                said = f"{type(error).__name__}: {error}" if "." in name else error
+                raise UserError(
+                    f"eval_metrics: {name} cannot score held-out row {number}: {said}. "
+                    "Remove the metric, or mend the row"
+                ) from None
+    return metrics
+
+
+def load_rewards(config: Config) -> list[Callable]:
+    """The functions that `reward_funcs` names. Raises UserError if there is none, or no such function."""
+    if not config.recipe.reward_funcs:
+        raise UserError("reward_funcs: is missing. Write what scores the completions, as reward_funcs: [exact_match]")
+    return [find_reward("reward_funcs", name) for name in config.recipe.reward_funcs]
+
+
+def find_reward(key: str, name: str) -> Callable:
+    """A function of utils/rewards.py by its name, or any other by its dotted path."""
+    if "." in name:
+        module, _, function = name.rpartition(".")
+        try:
+            found = operator.attrgetter(function)(importlib.import_module(module))
+        except Exception as error:  # the user's module: whatever it raises, it cannot be used
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"{key}: {name} cannot be imported ({reason}). Start where {module} can be found"
+            ) from None
+        if not callable(found):
+            raise UserError(f"{key}: {name} is {found!r}, which is no function")
+        return found
     known = {
         name: function
         for name, function in inspect.getmembers(rewards, inspect.isfunction)
         if next(iter(inspect.signature(function).parameters), "") == "completions"
     }
-    for name in config.recipe.eval_metrics:
-        if name not in known:
-            raise UserError(f"eval_metrics: {name} is not a reward of utils/rewards.py. There are: {', '.join(known)}")
-        for number, row in enumerate(heldout.select(range(min(len(heldout), config.recipe.eval_prompts))), 1):
-            reference = split_prompt(row)[1]
-            try:
-                known[name](completions=[reference], answer=[reference])
-            except ValueError as error:
-                raise UserError(
-                    f"eval_metrics: {name} cannot score held-out row {number}: {error}. "
-                    "Remove the metric, or mend the row"
-                ) from None
-    return {name: known[name] for name in config.recipe.eval_metrics}
+    if name not in known:
+        raise UserError(f"{key}: {name} is not a reward of utils/rewards.py. There are: {', '.join(known)}")
+    return known[name]
 
 
 def evaluate(trainer, heldout: Dataset, metrics: dict, config: Config, run: Run, when: str) -> Evaluation:
@@ -99,7 +128,7 @@ def shard(items: list, trainer) -> list:
 
 def heldout_losses(trainer, count: int) -> list[tuple[float, int]]:
     """(negative log-likelihood, supervised tokens) of each held-out row, from the trainer's own tensors."""
-    if trainer.eval_dataset is None or count == 0:
+    if trainer.eval_dataset is None or count == 0 or "labels" not in trainer.eval_dataset.column_names:
         return []
     processed = trainer.eval_dataset
     # A padding-free batch is one long row: taken singly, each row keeps a loss of its own.

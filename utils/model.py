@@ -5,6 +5,7 @@ from pathlib import Path
 import trl
 from accelerate import PartialState
 from peft import AutoPeftModelForCausalLM
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import get_peft_config, get_quantization_config
 
@@ -31,7 +32,7 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
         raise UserError(f"model_name_or_path: no tokenizer can be loaded from {name}: {first_line(error)}") from None
     if config.recipe.chat_template:
         tokenizer.chat_template = read_template(config.recipe.chat_template)
-    eos = config.training.eos_token or tokenizer.eos_token
+    eos = (config.training.eos_token if config.method == "sft" else None) or tokenizer.eos_token
     if eos not in tokenizer.get_vocab():
         raise UserError(f"eos_token: {eos!r} is not in the tokenizer of {name}. Write the token that ends a turn")
     if tokenizer.pad_token is None or tokenizer.pad_token == eos:
@@ -43,7 +44,9 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
 
 
 def read_template(name: str) -> str:
-    """A chat template's text, from a .jinja file or by the name of one that TRL ships."""
+    """A chat template's text: written out, from a .jinja file, or by the name of one that TRL ships."""
+    if "{{" in name or "{%" in name:
+        return name
     path = Path(name) if Path(name).is_file() else SHIPPED_TEMPLATES / f"{name}.jinja"
     if not path.is_file():
         shipped = sorted(p.stem for p in SHIPPED_TEMPLATES.glob("*.jinja") if not p.stem.endswith("_training"))
@@ -66,7 +69,7 @@ def load_model(config: Config) -> PreTrainedModel:
             use_safetensors=True,
             **(config.training.model_init_kwargs or {}),
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"model_name_or_path: {config.model.model_name_or_path}: {first_line(error)}") from None
 
 

@@ -1,107 +1,101 @@
-"""Preflight: looks at the very rows that will be trained on (after template, masks, truncation, packing) and stops a
-run that would teach nothing, or never teach the model to stop."""
+"""Preflight: looks at the very rows that will be trained on, and stops a run that would go wrong before it begins.
 
-import math
+The trainer has prepared its rows already (template, tokens, masks, truncation, packing): they are looked at. For
+what truncation and packing hide, the trainer's own preparation is run once more on a sample, without a limit. Counting
+is exact where it is cheap (rows, dropped rows, copies); what is costly is done on a sample, and the table says so.
+"""
+
+import contextlib
+import copy
+import random
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from datasets import Dataset
 
+from utils import checks_dpo, checks_grpo, checks_sft
+from utils.checks import SAMPLE, SHARED, Look, evenly
 from utils.config import Config
+from utils.findings import Findings
 from utils.source import UserError
 from utils.terminal import console, is_main_process, say
 
-ROWS_READ = 20_000  # of the processed rows, evenly spread: the table is a sample of larger sets
+METHODS = {"sft": checks_sft, "dpo": checks_dpo, "grpo": checks_grpo}
 
 
 @dataclass
 class Preflight:
-    """What was found: a table (`facts`) and one row as (text, trained) pieces."""
+    """What was found: a table (`facts`) and one row as (text, trained) pieces. Findings are in config.findings."""
 
     facts: dict[str, str]
     example: list[tuple[str, bool]]
 
 
-def preflight(trainer, config: Config, train: Dataset) -> Preflight:
-    """Check the trainer's processed rows against the rows that it was given; print a short table and one rendered row.
+def preflight(trainer, config: Config, train: Dataset, heldout: Dataset, metrics: dict) -> Preflight:
+    """Check the trainer's rows against the rows that it was given; print a short table and one rendered row.
 
-    Raises UserError with every fault found.
+    Args:
+        trainer: a TRL trainer, not trained yet.
+        train: the rows as they were given to it.
+        heldout: the rows to evaluate on, likewise.
+        metrics: what `load_metrics` gave.
+
+    Raises UserError with every finding that stops the run and is not accepted.
     """
-    tokenizer, args = trainer.processing_class, config.training
-    rows = trainer.train_dataset
-    dropped = 0 if args.packing else len(train) - len(rows)  # TRL drops what max_length leaves without an answer
-    if dropped > len(train) / 2:
-        raise UserError(
-            f"max_length: {dropped} of {len(train)} rows have no token to learn from: their answers lie past "
-            f"max_length = {args.max_length}. Raise it"
-        )
-    step = max(1, len(rows) // ROWS_READ)
-    sample = rows.select(range(0, len(rows), step)).select_columns(["input_ids", "labels"])
-    lengths, supervised, ended = [], [], 0
-    for row in sample:
-        trained = [token for token in row["labels"] if token != -100]
-        lengths.append(len(row["input_ids"]))
-        supervised.append(len(trained))
-        ended += tokenizer.eos_token_id in trained
-    n, limit = len(lengths), args.max_length
-    full = sum(length >= limit for length in lengths) if limit and not args.packing else 0
-    faults = []
-    if (empty := supervised.count(0)) > 0 and not args.packing:  # a packed piece may be all question
-        faults.append(
-            f"assistant_only_loss: {empty} of {n} rows have no token to learn from: the mask covers them. "
-            "Check assistant_only_loss and completion_only_loss"
-        )
-    if ended == 0:
-        faults.append(
-            f"eos_token: no row trains the end of an answer ({tokenizer.eos_token}), so the model would never stop. "
-            "Set eos_token to the token that ends a turn in the chat template, or raise max_length"
-        )
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        faults.append(f"eos_token: PAD and EOS are both {tokenizer.eos_token}, so the end of an answer is masked out")
-    context = trainer.model.config.get_text_config().max_position_embeddings
-    if limit and limit > context:
-        faults.append(f"max_length: {limit} is more than the model's context. Write at most {context}")
-    if faults:
-        raise UserError("The preflight stopped this run before its first step:\n  " + "\n  ".join(faults))
-
-    lengths.sort()
-    processes = args.world_size
-    rows_a_step = processes * args.per_device_train_batch_size * args.gradient_accumulation_steps
-    batches = math.ceil(len(rows) / (processes * args.per_device_train_batch_size))
-    steps_an_epoch = math.ceil(batches / args.gradient_accumulation_steps)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_an_epoch)
-    share, mean = sum(supervised) / sum(lengths), sum(lengths) / n
-    middle, most = lengths[n // 2], lengths[min(n - 1, n * 99 // 100)]
-    facts = {
-        "rows": f"{len(rows):,} to train on, {len(trainer.eval_dataset or []):,} held out",
-        "tokens a row": f"median {middle}, 99% at most {most}, longest {lengths[-1]}",
-        "trained on": f"{share:.0%} of the tokens; {ended / n:.1%} of the rows end with {tokenizer.eos_token}",
-        "cut": f"{full / n:.1%} of the rows reach max_length = {limit}; {dropped} rows dropped, their answers past it"
-        if limit
-        else "nothing (no max_length)",
-        "a step": f"{processes} x {args.per_device_train_batch_size} x {args.gradient_accumulation_steps} = "
-        f"{rows_a_step} rows (processes x rows each x accumulated), about {rows_a_step * mean:,.0f} tokens",
-        "steps": f"{steps:,} = {steps * rows_a_step / len(rows):.2f} epochs, "
-        f"about {steps * rows_a_step * mean:,.0f} tokens",
-    }
-    if step > 1:
-        facts["rows"] += f"; the figures below are of {n:,} of them"
-    example = pieces(sample[0], tokenizer)
+    method = METHODS[config.method]
+    raw = train.select(evenly(len(train), SAMPLE))
+    look = Look(trainer, config, train, heldout, raw.to_list(), method.prepare(unlimited(trainer), raw), metrics)
+    with draws_kept():
+        for check in (*SHARED, *method.CHECKS):
+            check(look)
+    if len(trainer.train_dataset) == 0:
+        judge(config.findings, accepted=())  # nothing is left to accept it for
+    facts, example = method.facts(look), method.example(look)
     for name, text in facts.items():
         say("preflight" if name == "rows" else "", f"{name}: {text}")
     if is_main_process():
         show_example(example)
+    judge(config.findings, config.recipe.accept)
     return Preflight(facts, example)
 
 
-def pieces(row: dict, tokenizer, most: int = 400) -> list[tuple[str, bool]]:
-    """A processed row as text, cut where training begins and ends; the first `most` tokens."""
-    runs: list[tuple[list[int], bool]] = []
-    for token, label in list(zip(row["input_ids"], row["labels"], strict=True))[:most]:
-        trained = label != -100
-        if not runs or runs[-1][1] != trained:
-            runs.append(([], trained))
-        runs[-1][0].append(token)
-    return [(tokenizer.decode(ids), trained) for ids, trained in runs]
+@contextlib.contextmanager
+def draws_kept() -> Iterator[None]:
+    """Whatever is drawn within (dropout, sampled completions, a user's reward), the run draws as if it were not."""
+    python, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
+    random.setstate(python)
+    np.random.set_state(numbers)
+
+
+def unlimited(trainer):
+    """A view of the trainer whose preparation neither cuts, drops, packs nor shuffles: a row in, its tokens out."""
+    view = copy.copy(trainer)
+    view.args = copy.copy(trainer.args)
+    without = {"max_length": None, "shuffle_dataset": False, "dataset_num_proc": None}
+    vars(view.args).update({name: value for name, value in without.items() if name in vars(view.args)})
+    return view
+
+
+def judge(findings: Findings, accepted: Iterable[str]) -> None:
+    """Say every finding; raise UserError with those that stop the run and were not accepted by name."""
+    stopping = []
+    for finding in findings:
+        finding.accepted = finding.name in accepted
+        if finding.stops and not finding.accepted:
+            stopping.append(finding)
+        else:
+            say("ACCEPTED" if finding.accepted else "WARNING", f"{finding.name}: {finding.text}")
+    if stopping:
+        names = ", ".join(dict.fromkeys(finding.name for finding in stopping))
+        raise UserError(
+            "The preflight stopped this run before its first step:\n  "
+            + "\n  ".join(f"{finding.name}: {finding.text}" for finding in stopping)
+            + f"\nIf it is meant so, it can be accepted by name: accept: [{names}]"
+        )
 
 
 def show_example(example: list[tuple[str, bool]]) -> None:

@@ -1,14 +1,18 @@
 """What a run did to the model, for machines (metrics.json) and for people (report.html, README.md, curves.png)."""
 
 import base64
+import contextlib
 import json
+import math
 import time
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from string import Template
 
 from rich.table import Table
 
+from utils.alarms import Alarm, TrainingStopped, find_alarms, score_fell
 from utils.config import Config
 from utils.evaluation import Evaluation, compare
 from utils.preflight import Preflight
@@ -17,6 +21,16 @@ from utils.terminal import console, is_main_process, say
 
 CURVES = {
     "loss": "training loss",
+    "eval_loss": "held-out loss",
+    "reward": "training reward",
+    "eval_reward": "held-out reward",
+    "rewards/margins": "reward margin",
+    "rewards/accuracies": "reward accuracy",
+    "logps/chosen": "log-probability of chosen",
+    "logps/rejected": "log-probability of rejected",
+    "frac_reward_zero_std": "groups without a gradient",
+    "completions/mean_length": "completion length",
+    "entropy": "entropy",
     "mean_token_accuracy": "token accuracy",
     "grad_norm": "gradient norm",
     "learning_rate": "learning rate",
@@ -24,26 +38,57 @@ CURVES = {
 TRANSCRIPTS = 24  # in the report; all of them are in evaluation/*.json
 
 
-def write_report(run: Run, config: Config, trainer, checked: Preflight, before: Evaluation, after: Evaluation) -> None:
-    """Write curves.png, README.md, report.html and, last, metrics.json, whose `after` marks the run as finished."""
+@contextlib.contextmanager
+def report_if_stopped(run: Run, config: Config, trainer, checked: Preflight, before: Evaluation) -> Iterator[None]:
+    """If an alarm stops the training within, write the report of what there is, then let the run end."""
+    try:
+        yield
+    except TrainingStopped as stop:
+        write_report(run, config, trainer, checked, before, None, stop.alarm)
+        raise
+
+
+def write_report(
+    run: Run,
+    config: Config,
+    trainer,
+    checked: Preflight,
+    before: Evaluation,
+    after: Evaluation | None,
+    stopped: Alarm | None = None,
+) -> None:
+    """Write curves.png, README.md, report.html and, last, metrics.json, whose `after` marks the run as finished.
+
+    A run that an alarm stopped has no `after`: curves, findings, alarms and what was measured before.
+    """
     if not is_main_process():
         return
     logs = trainer.state.log_history
-    change = compare(before, after)
+    change = compare(before, after) if after else {}
+    alarms = find_alarms(logs) + score_fell(logs, change) + ([stopped] if stopped else [])
     metrics = {
         "before": before.metrics(),
-        "after": after.metrics(),
+        "after": after.metrics() if after else None,
         "change": change,
         "train": training_figures(trainer, logs),
         "preflight": checked.facts,
+        "findings": [vars(finding) for finding in config.findings],
+        "alarms": [vars(alarm) for alarm in alarms],
         "seconds_in_all": round(time.time() - run.started, 1),
     }
+    sides = (before, after) if after else (Evaluation([], []), Evaluation([], []))
     draw_curves(logs, run.folder / "curves.png")
-    write_atomically(run.folder / "README.md", model_card(config, metrics))
-    write_atomically(run.folder / "report.html", html_report(run, config, metrics, checked, before, after))
+    write_atomically(run.folder / "report.html", html_report(run, config, metrics, checked, *sides))
+    if after:
+        write_atomically(run.folder / "README.md", model_card(config, metrics))
+        for alarm in score_fell(logs, change):
+            say("ALARM", f"{alarm.name}: {alarm.text}")
+        print_summary(metrics, before, after)
+    else:
+        del metrics["after"]
     write_atomically(run.folder / "metrics.json", json.dumps(metrics, indent=2))
-    print_summary(metrics, before, after)
-    say("done", f"model and report are in {show(run.folder)}: open {show(run.folder / 'report.html')}")
+    text = "model and report are in" if after else "what was seen until then is in"
+    say("done" if after else "stopped", f"{text} {show(run.folder)}: open {show(run.folder / 'report.html')}")
 
 
 def training_figures(trainer, logs: list[dict]) -> dict:
@@ -68,19 +113,21 @@ def draw_curves(logs: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    drawn = {key: title for key, title in CURVES.items() if sum(key in log for log in logs) > 1}
+    drawn = {key: title for key, title in CURVES.items() if sum(log.get(key) is not None for log in logs) > 1}
+    drawn = dict(list(drawn.items())[:8])
+    rows = max(1, math.ceil(len(drawn) / 2))
     grey = "#8a8f98"
     with plt.rc_context({"text.color": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey}):
-        figure, axes = plt.subplots(2, 2, figsize=(9, 5), layout="constrained")
+        figure, axes = plt.subplots(rows, 2, figsize=(9, 2.5 * rows), layout="constrained", squeeze=False)
         for axis, (key, title) in zip(axes.flat, drawn.items(), strict=False):
-            points = [(log["step"], log[key]) for log in logs if key in log]
+            points = [(log["step"], log[key]) for log in logs if log.get(key) is not None]
             axis.plot(*zip(*points, strict=True), color="#3b82f6", linewidth=1.6)
             axis.set_title(title, fontsize=10)
             axis.grid(color=grey, alpha=0.25)
             axis.spines[:].set_visible(False)
         for axis in axes.flat[len(drawn) :]:
             axis.set_visible(False)
-        for axis in axes[1]:
+        for axis in axes[-1]:
             axis.set_xlabel("step")
         figure.savefig(path, dpi=130, transparent=True)
         plt.close(figure)
@@ -89,7 +136,7 @@ def draw_curves(logs: list[dict], path: Path) -> None:
 def table_rows(metrics: dict) -> list[list[str]]:
     """metric, before, after, change, p and n, as text."""
     rows = []
-    for name, after in metrics["after"].items():
+    for name, after in (metrics["after"] or {}).items():
         before, change = metrics["before"][name], metrics["change"][name]
         p = "p < 0.001" if change["p_value"] < 0.001 else f"p = {change['p_value']:.3f}"
         cells = [f"{m['value']:.3f} ({m['low']:.3f} to {m['high']:.3f})" for m in (before, after)]
@@ -151,6 +198,10 @@ def model_card(config: Config, metrics: dict) -> str:
         lines += ["| " + " | ".join(row) + " |" for row in table_rows(metrics)]
     else:
         lines += ["Nothing was held out, so nothing was measured."]
+    for kind in ("findings", "alarms"):
+        if metrics[kind]:
+            lines += ["", f"{kind.capitalize()} of the run:", ""]
+            lines += [f"- `{item['name']}`: {item['text']}" for item in metrics[kind]]
     train = metrics["train"]
     lines += [
         "",
@@ -187,9 +238,10 @@ def html_report(
         base=escape(config.given["model_name_or_path"]),
         config_name=escape(config.source.path.name),
         heads="".join(f"<th>{escape(head)}</th>" for head in HEADS),
-        cards=cards or f'<tr><td colspan="{len(HEADS)}">nothing was held out</td></tr>',
+        cards=cards or f'<tr><td colspan="{len(HEADS)}">{escape(no_figures(metrics))}</td></tr>',
+        warnings=html_warnings(metrics),
         curves=picture,
-        transcripts=transcripts or "<p>No prompts were held out.</p>",
+        transcripts=transcripts or "<p>There are no answers to compare.</p>",
         shown=min(TRANSCRIPTS, len(after.rows)),
         answered=len(after.rows),
         facts=html_table(checked.facts),
@@ -197,6 +249,28 @@ def html_report(
         about=html_table(about),
         config=escape((run.folder / "config.yaml").read_text()),
     )
+
+
+def no_figures(metrics: dict) -> str:
+    return (
+        "training was stopped: nothing was measured after it" if metrics["after"] is None else "nothing was held out"
+    )
+
+
+def html_warnings(metrics: dict) -> str:
+    """Findings and alarms, on top of the report; an accepted finding stays visible."""
+    items = []
+    for alarm in metrics["alarms"]:
+        items.append(("alarm", f"step {alarm['step']}", alarm))
+    for finding in metrics["findings"]:
+        items.append(("accepted" if finding["accepted"] else "warning", "preflight", finding))
+    if not items:
+        return ""
+    rows = "".join(
+        f'<tr class="{kind}"><th>{kind}<br>{item["name"]}</th><td>{escape(item["text"])}</td><td>{when}</td></tr>'
+        for kind, when, item in items
+    )
+    return f'<h2>What to look at</h2><div class="scroll"><table class="warnings">{rows}</table></div>'
 
 
 def html_table(facts: dict[str, str]) -> str:

@@ -22,15 +22,16 @@ import psutil
 import torch
 import transformers
 from accelerate import PartialState
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ruamel.yaml import YAML
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
+from transformers import PrinterCallback, ProgressCallback, TrainerState
 
+from utils.alarms import Watch
 from utils.config import Config
 from utils.data import fingerprint
 from utils.fields import FREE_TO_CHANGE, FREE_UNTIL_DONE
+from utils.progress import Preemption, RunProgress
 from utils.source import ROOT, UserError
-from utils.terminal import console, is_main_process, say
+from utils.terminal import is_main_process, say
 
 SECRET = re.compile(r"\b(hf_|sk-)[\w-]{8,}")  # what keys of the hub and of providers look like
 LIBRARIES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate")
@@ -43,14 +44,14 @@ class Run:
     folder: Path
     checkpoint: str | None
     state: str
-    progress: "RunProgress"
     started: float
 
     def follow(self, trainer) -> None:
-        """Show the trainer's progress here, in place of the library's own bar and dictionaries."""
+        """Show the trainer's progress here, in place of the library's own bar and dictionaries; watch for alarms."""
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(self.progress)
+        for callback in (RunProgress(), Watch(), Preemption()):
+            trainer.add_callback(callback)
 
     def load_trained(self, trainer) -> bool:
         """Whether the checkpoint is of the last step; if so, the trainer is put where it was then.
@@ -81,25 +82,42 @@ def open_run(config: Config) -> Run:
         sys.exit(0)
     if not folder.exists():
         atexit.register(remove_if_empty, folder)  # the Trainer makes it, even for a run that is then refused
-    warn_of_missing_processes()
+    warn_of_missing_processes(config)
+    warn_of_busy_machine(config)
     if config.training.use_cpu:
         threads = torch.get_num_threads()
         say("device", f"no accelerator: training in float32 on the CPU, {threads} thread{'s' * (threads > 1)}")
     checkpoint = newest_whole_checkpoint(folder) if state == "going on" else None
     if checkpoint:
         say("resume", f"going on from {show(checkpoint)}")
-    return Run(folder, str(checkpoint) if checkpoint else None, state, RunProgress(), started)
+    return Run(folder, str(checkpoint) if checkpoint else None, state, started)
 
 
-def warn_of_missing_processes() -> None:
+def warn_of_missing_processes(config: Config) -> None:
     """Without GPUs, `accelerate launch --num_processes 2` starts one process and says nothing (accelerate 1.15)."""
     words = []
     with contextlib.suppress(psutil.Error, AttributeError):  # in a container there may be no parent to be seen
         words = psutil.Process().parent().cmdline() if PartialState().num_processes == 1 else []
     for word, value in itertools.pairwise(words):
         if word == "--num_processes" and value.isdigit() and int(value) > 1:
-            mend = "Add --config_file configs/accelerate/ddp.yaml"
-            say("LAUNCHER", f"accelerate started 1 process, not {value}. {mend}")
+            config.findings.add(
+                "missing_processes",
+                f"accelerate started 1 process, not {value}. Add --config_file configs/accelerate/ddp.yaml",
+            )
+
+
+def warn_of_busy_machine(config: Config) -> None:
+    """PyTorch's threads wait for each other: beside another busy process a step takes 10 to 20 times as long."""
+    threads = torch.get_num_threads()
+    if threads == 1 or not config.training.use_cpu:
+        return
+    busy = psutil.cpu_percent(interval=0.2) / 100 * os.cpu_count()
+    if busy + threads > os.cpu_count() + 0.5:
+        config.findings.add(
+            "busy_machine",
+            f"other processes keep {busy:.1f} of {os.cpu_count()} cores busy, and {threads} threads that wait for "
+            "each other then run 10 to 20 times slower. Wait for them, or set OMP_NUM_THREADS=1",
+        )
 
 
 def look_at(folder: Path, wanted: str, start_over: bool) -> str:
@@ -242,48 +260,3 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-
-
-class RunProgress(TrainerCallback):
-    """The progress bar: step, loss, rows and tokens a second, time left; plain lines where there is no terminal."""
-
-    def __init__(self) -> None:
-        self.bar: Progress | None = None
-        self.logs: dict = {}
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.begun = time.perf_counter()
-        self.seconds_before = max((log.get("seconds", 0.0) for log in state.log_history), default=0.0)
-        self.first_step, self.tokens_before = state.global_step, state.num_input_tokens_seen
-        if is_main_process() and console.is_terminal:
-            self.bar = Progress(
-                TextColumn("[bold]train     [/bold]"), BarColumn(), TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(), console=console, transient=True,
-            )  # fmt: skip
-            self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, text="")
-            self.bar.start()
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        seconds = time.perf_counter() - self.begun
-        state.log_history[-1]["seconds"] = round(self.seconds_before + seconds, 3)
-        if "loss" in logs:
-            self.logs = logs
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if not is_main_process():
-            return
-        seconds, steps = time.perf_counter() - self.begun, state.global_step - self.first_step
-        rows = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        tokens = state.num_input_tokens_seen - self.tokens_before
-        loss = f"loss {self.logs['loss']:.4f}  " if self.logs else ""
-        text = f"step {state.global_step}/{state.max_steps}  {loss}"
-        text += f"{rows / seconds:,.0f} rows/s  {tokens / seconds:,.0f} tokens/s"
-        if self.bar:
-            self.bar.update(self.task, completed=state.global_step, text=text)
-        elif state.global_step % max(1, state.max_steps // 5) == 0:
-            left = seconds / steps * (state.max_steps - state.global_step)
-            say("train", f"{text}  {left:.0f} s left")
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if self.bar:
-            self.bar.stop()

@@ -15,13 +15,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import jinja2
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from utils.fields import ENV_NAMES, MOVED, RecipeConfig
+from utils.fields import ENV_NAMES, RecipeConfig
+from utils.moved import what_to_write
 from utils.terminal import is_main_process
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Telemetry is off unless the user wants it; forked workers must not warn about tokenizer threads.
+QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class UserError(Exception):
@@ -64,7 +69,7 @@ def refusals_told(name: str) -> Iterator[None]:
     """What a library refuses while it looks at config and rows is the user's to mend, so it is told as a UserError."""
     try:
         yield
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, LookupError, jinja2.TemplateError) as error:
         raise UserError(f"{name} refuses this config or these rows: {' '.join(str(error).split())}") from error
 
 
@@ -89,9 +94,8 @@ def read_config(doc: str, arguments: list[str] | None = None) -> Source:
     source.where |= dict.fromkeys(flags, "command line")
     set_environment(source)
     source.values |= flags
-    # Telemetry is off unless the user wants it; forked workers must not warn about tokenizer threads.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     # Versions are pinned, so what a later one will rename does not concern a run.
     warnings.filterwarnings("ignore", category=FutureWarning)
     require_hub(source)
@@ -113,7 +117,7 @@ def read_flags(arguments: list[str]) -> tuple[dict, list[str]]:
         while not equals and index < len(arguments) and not arguments[index].startswith("--"):
             values.append(FlagText(arguments[index]))
             index += 1
-        if not values and key.startswith("no_") and key not in MOVED:
+        if not values and key.startswith("no_") and not what_to_write(key, None):
             flags[key[3:]] = False
         else:
             value = True if not values else values[0] if len(values) == 1 else values
@@ -142,15 +146,23 @@ def read_yaml(path: Path) -> Source:
     if not isinstance(values, dict):
         raise UserError(f"{shown}:1: the config must be a mapping. Write one `key: value` a line")
     source = Source(path.resolve(), {}, {}, [])
-    for key_node, _ in root.value:
-        key, place = str(key_node.value), f"{shown}:{key_node.start_mark.line + 1}"
-        if key in source.where:
-            source.mistakes.append(f"{place}: {key}: stands twice (first at {source.where[key]}). Remove one")
-        elif "-" in key:
-            source.mistakes.append(f"{place}: {key}: keys have no dashes. Write {key.replace('-', '_')}")
-        source.where.setdefault(key, place)
+    places = [(str(node.value), f"{shown}:{node.start_mark.line + 1}") for node, _ in root.value]
+    source.mistakes += key_mistakes(places)
+    source.where = dict(reversed(places))  # where each key stands first
     source.values = {str(key): value for key, value in values.items() if "-" not in str(key)}
     return source
+
+
+def key_mistakes(places: list[tuple[str, str]]) -> list[str]:
+    """Keys that stand twice, of which YAML readers take the last, and keys with dashes."""
+    first, mistakes = {}, []
+    for key, place in places:
+        if key in first:
+            mistakes.append(f"{place}: {key}: stands twice (first at {first[key]}). Remove one")
+        elif "-" in key:
+            mistakes.append(f"{place}: {key}: keys have no dashes. Write {key.replace('-', '_')}")
+        first.setdefault(key, place)
+    return mistakes
 
 
 def set_environment(source: Source) -> None:
@@ -170,6 +182,8 @@ def find_path(source: Source, key: str, name: str) -> Path | None:
 
     A relative path starts at the repository's root if it stands in the YAML, at the current folder if it is a flag.
     """
+    if "\n" in name or "{" in name or len(name) > 255:  # a chat template written out
+        return None
     base = Path.cwd() if source.where.get(key) == "command line" else ROOT
     path = base / Path(name).expanduser()
     return path if path.exists() else None
@@ -205,7 +219,8 @@ def require_hub(source: Source) -> None:
     If the hub does not answer and everything is cached, the libraries are told to work offline.
     """
     wanted = hub_names(source)
-    if not wanted or source.mistakes:
+    moved = any(what_to_write(key, value) for key, value in source.values.items())
+    if not wanted or source.mistakes or moved:  # parse_config tells all mistakes at once
         return
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
@@ -228,7 +243,9 @@ def require_hub(source: Source) -> None:
         if missing:
             missing.append(f"and {constants.ENDPOINT} cannot be reached: {error}.")
             missing.append("Connect, or name a local folder or file. Without a network, this runs as it is:")
-            missing.append(f"  --config configs/{source.name.split('_')[0]}_tiny.yaml")
+            tiny = f"{source.name.split('_')[0]}_tiny.yaml"
+            tiny = tiny if (ROOT / "configs" / tiny).exists() else "sft_tiny.yaml"
+            missing.append(f"  --config configs/{tiny}")
             raise UserError("\n".join(missing)) from None
 
 

@@ -1,0 +1,73 @@
+"""Direct preference optimisation (DPO): the model learns to prefer the chosen answers to the rejected ones.
+
+    python dpo/train.py --config my_dpo.yaml                      # starts from a model that answers (SFT first)
+    accelerate launch --config_file configs/accelerate/ddp.yaml dpo/train.py --config my_dpo.yaml
+
+Any field of trl.DPOConfig or trl.ModelConfig may stand in the YAML or as a --flag.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
+
+from utils.source import read_config, refusals_told, run_main
+
+COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "answer", "score_chosen", "score_rejected")
+
+
+def to_training_row(row: dict) -> dict:
+    """The function to edit for your own data: any row in, a row of one of TRL's formats out.
+
+    The formats: `prompt`, `chosen` and `rejected`, as messages or text; the prompt may also stand at the head of both
+    sides. `answer`, and the sides' scores, are for the preflight and the evaluation.
+    """
+    if not {"chosen", "rejected"} <= row.keys():
+        return row  # its columns are named in the message
+    return {name: row[name] for name in COLUMNS if row.get(name) is not None}
+
+
+def main() -> None:
+    source = read_config(__doc__)  # before the slow imports: a mistake in the YAML is told at once
+
+    from trl import DPOConfig, DPOTrainer
+
+    from utils.config import parse_config
+    from utils.data import load_splits
+    from utils.evaluation import evaluate, load_metrics
+    from utils.model import load_adapter, load_model, load_tokenizer, save_model
+    from utils.preflight import preflight
+    from utils.report import report_if_stopped, write_report
+    from utils.run import begin, open_run
+
+    config = parse_config(source, DPOConfig)
+    run = open_run(config)  # begins, goes on from the newest whole checkpoint, or says that the run is finished
+    tokenizer = load_tokenizer(config)
+    train, heldout = load_splits(config, to_training_row, has_template=bool(tokenizer.chat_template))
+    metrics = load_metrics(config, heldout)
+    model, adapter = load_model(config), load_adapter(config)
+    with refusals_told("DPOTrainer"):
+        trainer = DPOTrainer(
+            model=model,
+            args=config.training,
+            train_dataset=train,
+            eval_dataset=heldout if len(heldout) else None,
+            processing_class=tokenizer,
+            peft_config=adapter,
+        )
+    run.follow(trainer)
+    checked = preflight(trainer, config, train, heldout, metrics)  # looks at the very tensors that will be trained on
+    if config.recipe.check:
+        return
+    begin(run, config, train, heldout)
+    before = evaluate(trainer, heldout, metrics, config, run, "before")
+    if not run.load_trained(trainer):  # killed after its last step: nothing is left to train
+        with report_if_stopped(run, config, trainer, checked, before):
+            trainer.train(resume_from_checkpoint=run.checkpoint)
+    save_model(trainer, config)
+    after = evaluate(trainer, heldout, metrics, config, run, "after")
+    write_report(run, config, trainer, checked, before, after)
+
+
+if __name__ == "__main__":
+    run_main(main)
