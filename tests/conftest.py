@@ -1,5 +1,6 @@
 """Recipes are tested by their real command line, on the tiny world, with tiny numbers and one thread."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,12 @@ sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"
 # Nothing is fetched in tests. An unroutable endpoint stands for a machine without network, wherever they run.
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+
+
+def digest(path):
+    """For comparing files: pytest would take hours to show where two files of weights differ."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
 
 SMALL = {
     "max_steps": 6, "per_device_train_batch_size": 4, "save_steps": 2, "logging_steps": 1, "eval_prompts": 12,
