@@ -13,18 +13,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wh
 
 from utils.source import read_config, refusals_told, run_main
 
-COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "answer", "score_chosen", "score_rejected")
+COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "score_chosen", "score_rejected")
+SCORING = ("answer", "metric")  # the gold answer, and which of eval_metrics scores it
 
 
 def to_training_row(row: dict) -> dict:
     """The function to edit for your own data: any row in, a row of one of TRL's formats out.
 
     The formats: `prompt`, `chosen` and `rejected`, as messages or text; the prompt may also stand at the head of both
-    sides. `answer`, and the sides' scores, are for the preflight and the evaluation.
+    sides. The sides' scores, `answer` and `metric` are for the preflight and the evaluation.
     """
     if not {"chosen", "rejected"} <= row.keys():
         return row  # its columns are named in the message
-    return {name: row[name] for name in COLUMNS if row.get(name) is not None}
+    if isinstance(row.get("prompt"), str) and isinstance(row["chosen"], list):  # HuggingFaceH4/ultrafeedback_binarized
+        row = {name: value for name, value in row.items() if name != "prompt"}  # stands at the head of both sides too
+    return {name: row[name] for name in COLUMNS + SCORING if row.get(name) is not None}
 
 
 def main() -> None:
@@ -60,12 +63,12 @@ def main() -> None:
     if config.recipe.check:
         return
     begin(run, config, train, heldout)
-    before = evaluate(trainer, heldout, metrics, config, run, "before")
+    before = evaluate(trainer, heldout, metrics, config, run)
     if not run.load_trained(trainer):  # killed after its last step: nothing is left to train
         with report_if_stopped(run, config, trainer, checked, before):
             trainer.train(resume_from_checkpoint=run.checkpoint)
     save_model(trainer, config)
-    after = evaluate(trainer, heldout, metrics, config, run, "after")
+    after = evaluate(trainer, heldout, metrics, config, run, before)
     write_report(run, config, trainer, checked, before, after)
 
 

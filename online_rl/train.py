@@ -59,12 +59,12 @@ def main() -> None:
     if config.recipe.check:
         return
     begin(run, config, train, heldout)
-    before = evaluate(trainer, heldout, metrics, config, run, "before")
+    before = evaluate(trainer, heldout, metrics, config, run)
     if not run.load_trained(trainer):  # killed after its last step: nothing is left to train
         with report_if_stopped(run, config, trainer, checked, before):
             trainer.train(resume_from_checkpoint=run.checkpoint)
     save_model(trainer, config)
-    after = evaluate(trainer, heldout, metrics, config, run, "after")
+    after = evaluate(trainer, heldout, metrics, config, run, before)
     write_report(run, config, trainer, checked, before, after)
 
 

@@ -43,3 +43,15 @@ def finished_run(tmp_path_factory):
     done = recipe(output_dir=folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch, capfd):
+    """A recipe run in this process, and the environment put back."""
+    from stage import Stage
+
+    environment = dict(os.environ)
+    yield Stage(tmp_path, monkeypatch, capfd)
+    for name in [name for name in os.environ if name not in environment]:
+        del os.environ[name]
+    os.environ.update({name: value for name, value in environment.items() if not name.startswith("PYTEST")})

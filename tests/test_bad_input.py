@@ -13,7 +13,7 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
-from stage import Stage, assistant, sums
+from stage import assistant, sums
 from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
 
 import utils.preflight
@@ -36,11 +36,6 @@ VALUES_GIVEN = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
     max_leaves=4,
 )  # fmt: skip
-
-
-@pytest.fixture
-def stage(tmp_path, monkeypatch, capfd):
-    return Stage(tmp_path, monkeypatch, capfd)
 
 
 def parsed(path, cls, *flags):

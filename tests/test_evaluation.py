@@ -6,7 +6,8 @@ import math
 import pytest
 from conftest import recipe
 
-from utils.evaluation import Evaluation, compare, mcnemar, mean_loss, paired_normal, score_interval, wilson
+from utils.evaluation import Evaluation, compare
+from utils.intervals import mcnemar, mean_loss, paired_normal, score_interval, wilson
 
 
 def test_wilson_against_published_values():
@@ -43,7 +44,7 @@ def test_score_interval_of_fractions():
 
 def test_compare_pairs_rows():
     def state(scores):
-        return Evaluation([{"scores": {"exact_match": s}} for s in scores], [(1.0, 2)] * len(scores))
+        return Evaluation([{"scores": {"exact_match": s}, "tokens": 3} for s in scores], [(1.0, 2)] * len(scores), [])
 
     found = compare(state([0.0] * 10), state([1.0] * 8 + [0.0] * 2))["exact_match"]
     assert found == {"value": 0.8, "p_value": mcnemar(8, 0), "test": "McNemar exact"}

@@ -13,8 +13,8 @@ def test_arrows_run_one_way():
     """utils never imports a recipe, and its own arrows make no circle."""
     order = [
         "terminal", "fields", "findings", "moved", "source", "rows", "config", "data", "rewards", "model", "alarms",
-        "progress", "run", "evaluation", "checks", "checks_step", "checks_sft", "checks_dpo", "checks_grpo",
-        "preflight", "report",
+        "progress", "run", "intervals", "drift", "evaluation", "checks", "checks_step", "checks_sft",
+        "checks_dpo", "checks_grpo", "preflight", "curves", "report",
     ]  # fmt: skip
     for path in (ROOT / "utils").glob("*.py"):
         text = path.read_text()

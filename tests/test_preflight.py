@@ -8,7 +8,7 @@ import time
 import pytest
 from conftest import ROOT
 from safetensors.torch import load_file
-from stage import ROWS, Stage, assistant, pairs, sums, tasks, user
+from stage import ROWS, assistant, pairs, sums, tasks, user
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import utils.preflight
@@ -18,11 +18,6 @@ TOOL = {"type": "function", "function": {"name": "add", "description": "Adds.", 
     "type": "object", "properties": {"a": {"type": "integer"}}}}}  # fmt: skip
 TEXT = {"prompt": "Ann has", "completion": " 3 nuts."}
 STANDS = "accept: [equal_rewards, clipped_completions]"
-
-
-@pytest.fixture
-def stage(tmp_path, monkeypatch, capfd):
-    return Stage(tmp_path, monkeypatch, capfd)
 
 
 def chats(*turns, **columns):

@@ -50,11 +50,26 @@ def test_the_first_command_ends_well(clone):
     assert metrics["change"]["exact_match"]["p_value"] < 0.001
 
 
+def test_the_second_command_ends_well(clone):
+    """DPO goes on from what the first command made."""
+    command = next(line for line in commands() if "dpo/train.py" in line)
+    assert command == "python dpo/train.py --config configs/dpo_tiny.yaml"
+    done = subprocess.run(command, shell=True, cwd=clone, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((clone / "outputs/dpo_tiny/metrics.json").read_text())
+    assert metrics["before"]["honest"]["value"] < 0.10
+    assert metrics["after"]["honest"]["value"] > 0.90
+    assert abs(metrics["change"]["exact_match"]["value"]) <= 0.05  # another machine's last bits; the guard is 0.03
+    assert min(metrics["after"][name]["n"] for name in ("honest", "exact_match")) >= 200
+    assert metrics["change"]["honest"]["p_value"] < 0.001
+
+
 def test_the_other_commands_are_those_that_are_tested_elsewhere():
     """A command that no test runs must not stand in the README unseen."""
     known = (
         "python3 -m venv", ". .venv/bin/activate",
-        "python sft/train.py --config configs/sft_tiny.yaml", "pip install -r", "python -m pytest",
+        "python sft/train.py --config configs/sft_tiny.yaml", "python dpo/train.py --config configs/dpo_tiny.yaml",
+        "pip install -r", "python -m pytest",
         "accelerate launch --config_file configs/accelerate/ddp.yaml", "python benchmarks/sft_vs_trl.py",
         "python tiny/make_data.py", "python tiny/make_base.py", "ruff ",
     )  # fmt: skip

@@ -9,6 +9,8 @@ from html import unescape
 import pytest
 from conftest import recipe
 
+from utils.report import digits
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium)")
 
@@ -26,7 +28,7 @@ def test_report_and_card_show_the_numbers_of_metrics_json(finished_run):
     html, card = (folder / "report.html").read_text(), (folder / "README.md").read_text()
     for when in ("before", "after"):
         for figure in metrics[when].values():
-            shown = f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+            shown = "{} ({} to {})".format(*(digits(figure[key]) for key in ("value", "low", "high")))
             assert shown in html
             assert shown in card
             assert shown in printed
@@ -40,7 +42,7 @@ def test_the_report_renders_in_a_browser(finished_run, tmp_path):
     dom = browse(folder / "report.html", tmp_path / "profile", "--dump-dom").stdout
     metrics = json.loads((folder / "metrics.json").read_text())
     for figure in metrics["after"].values():
-        assert f"{figure['value']:.3f}" in dom
+        assert digits(figure["value"]) in dom
     assert dom.count("<article>") == 12
     assert "⟦" not in dom
     assert "<mark>" in dom

@@ -5,6 +5,7 @@ docs/silent_failures.md is made of the same cases: `python tests/test_silent_fai
 """
 
 import json
+import math
 import os
 import random
 import shutil
@@ -21,7 +22,7 @@ import datasets
 import pytest
 import torch
 from conftest import ROOT, digest
-from stage import SCRIPTS, Stage, assistant, pairs, sums, tasks, user
+from stage import SCRIPTS, assistant, pairs, sums, tasks, user
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, TrainingArguments
 from trl import DPOConfig, GRPOConfig, SFTConfig
@@ -720,8 +721,8 @@ def resume_by_key(stage):
     done.tells("resume_from_checkpoint: is not used here: remove it: the same command goes on")
 
 
-def restarts_the_count(source, values):
-    resolved = resolve(source, values)
+def restarts_the_count(source, values, training_class):
+    resolved = resolve(source, values, training_class)
     resolved.pop("include_num_input_tokens_seen")
     return resolved
 
@@ -799,8 +800,8 @@ def busy_machine(stage):
     stage.run().tells("WARNING   busy_machine: other processes keep", "10 to 20 times slower", "set OMP_NUM_THREADS=1")
 
 
-def plain_defaults(source, values):
-    resolved = resolve(source, values)
+def plain_defaults(source, values, training_class):
+    resolved = resolve(source, values, training_class)
     return {key: value for key, value in resolved.items() if key in values or key in ("output_dir", "use_cpu", "bf16")}
 
 
@@ -1092,6 +1093,23 @@ def sides_without_a_common_prompt(stage):
     )
 
 
+@case(
+    "X21",
+    "DPO: another `max_length` with `truncation_mode: keep_end` and precomputed reference log-probabilities",
+    "takes those of the answers as they were cut before, from its cache",
+    DEFAULT,
+    ("utils.data.reference_settings", lambda config: ""),
+)
+def stale_reference(stage):
+    text = "truncation_mode: keep_end\nprecompute_ref_log_probs: true\nmax_steps: 1\naccept: [truncated_rows]\n"
+    assert stage.run(f"{text}max_length: 256", method="dpo").code == 0
+    done = stage.run(f"{text}max_length: 24", method="dpo", flags=TRAIN)  # the same file: another would have no cache
+    assert done.code == 0, done.said
+    # At the first step the model is its own reference.
+    first = json.loads((stage.folder / "out/metrics.json").read_text())["train"]["first_loss"]
+    assert abs(first - math.log(2)) < 1e-4
+
+
 # --- helpers ---------------------------------------------------------------------------------------------------------
 
 
@@ -1149,15 +1167,6 @@ def switch_off(monkeypatch, target, instead):
                 monkeypatch.setattr(module, key, instead)
             elif isinstance(value, tuple) and any(part is original for part in value):
                 monkeypatch.setattr(module, key, tuple(part for part in value if part is not original))
-
-
-@pytest.fixture
-def stage(tmp_path, monkeypatch, capfd):
-    environment = dict(os.environ)
-    yield Stage(tmp_path, monkeypatch, capfd)
-    for name in [name for name in os.environ if name not in environment]:
-        del os.environ[name]
-    os.environ.update({name: value for name, value in environment.items() if not name.startswith("PYTEST")})
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.row}-{case.run.__name__}")

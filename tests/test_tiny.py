@@ -9,9 +9,15 @@ from conftest import ROOT, digest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(ROOT / "tiny"))
+import lessons
 import make_base
 import make_data
 import world
+
+from utils.rewards import contains_answer, exact_match, honest
+
+PAIRS = ["dpo_honesty.jsonl", "dpo_name.jsonl", "heldout_honesty.jsonl", "heldout_name.jsonl"]  # of make_pairs.py
+METRICS = {"honest": honest, "contains_answer": contains_answer}
 
 DATA = ROOT / "tiny/data"
 
@@ -32,7 +38,7 @@ def tokenizer():
 def test_the_data_is_made_again_to_the_byte(tmp_path):
     make_data.make_data(tmp_path)
     made = sorted(path.name for path in tmp_path.iterdir())
-    assert made == sorted(path.name for path in DATA.iterdir())
+    assert made + sorted(PAIRS) == sorted([path.name for path in DATA.iterdir()], key=lambda n: (n in PAIRS, n))
     for name in made:
         assert digest(tmp_path / name) == digest(DATA / name)
 
@@ -58,6 +64,29 @@ def test_no_held_out_prompt_is_in_the_text_of_the_base():
     assert not set(heldout) & asked
     assert "<|im_start|>" not in text
     assert "The answer is" not in text
+
+
+@pytest.mark.parametrize("lesson", ["honesty", "name"])
+def test_pairs_ask_what_the_lessons_ask(lesson):
+    """Questions and right answers are the generator's; what is rejected, the metric finds wrong; nothing is held out
+    and trained on."""
+    ask = {"honesty": lessons.unanswerable, "name": lessons.name_questions}[lesson]
+    for name, right in (
+        (f"dpo_{lesson}", dict(ask(5, 900, reserved=False))),
+        (f"heldout_{lesson}", dict(ask(6, 300, reserved=True))),
+    ):
+        asked = [row for row in rows(f"{name}.jsonl") if row["metric"] != "exact_match"]
+        assert len(asked) > 250
+        for row in asked:
+            chosen, rejected = row["chosen"][0]["content"], row["rejected"][0]["content"]
+            assert right[question(row)] == chosen
+            scores = METRICS[row["metric"]](completions=[chosen, rejected], answer=[row["answer"]] * 2)
+            assert scores == [1.0, 0.0]
+        sums = [row for row in rows(f"{name}.jsonl") if row["metric"] == "exact_match"]
+        chosen = [row["chosen"][0]["content"] for row in sums]
+        assert exact_match(completions=chosen, answer=[row["answer"] for row in sums]) == [1.0] * len(sums)
+    training = {question(row) for row in rows(f"dpo_{lesson}.jsonl")}
+    assert not training & {question(row) for row in rows(f"heldout_{lesson}.jsonl")}
 
 
 def test_steps_and_answers_are_right():

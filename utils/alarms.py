@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from utils.source import UserError
 from utils.terminal import say
 
+LESS_IS_BETTER = ("heldout_loss", "kl", "answer_tokens")
 WINDOW = 5  # logs that must agree before an alarm is raised
 
 
@@ -174,11 +175,11 @@ def score_fell(logs: list[dict], change: dict[str, dict]) -> list[Alarm]:
     """After training: a held-out score that fell (p < 0.05), worse where the training reward rose.
 
     Args:
-        change: {metric: {"value", "p_value"}}, as utils/evaluation.py gives it.
+        change: {score: {"value", "p_value"}}, as utils/evaluation.py gives it.
     """
     rewards, step = series(logs, "reward"), max((log.get("step", 0) for log in logs), default=0)
     rose = len(rewards) >= 2 * WINDOW and means(rewards)[1] > means(rewards)[0] + 0.05
-    fell = {name: c["value"] for name, c in change.items() if name != "heldout_loss" and c["p_value"] < 0.05}
+    fell = {name: c["value"] for name, c in change.items() if c["p_value"] < 0.05}
     found = []
     for name, value in fell.items():
         if value < 0:
@@ -189,6 +190,25 @@ def score_fell(logs: list[dict], change: dict[str, dict]) -> list[Alarm]:
                     f"{name} on held-out prompts fell by {-value:.3f}{' while the training reward rose' * rose}: "
                     f"read the transcripts of lost answers. {'Mend the reward, or lower' if rose else 'Lower'} "
                     "learning_rate, or train fewer steps",
+                )
+            )
+    return found
+
+
+def guard_broken(logs: list[dict], change: dict[str, dict], guards: dict[str, float]) -> list[Alarm]:
+    """After training: a metric of `eval_guards` that got worse by more than it may (loss, KL, length: that rose)."""
+    step, found = max((log.get("step", 0) for log in logs), default=0), []
+    for name, allowed in guards.items():
+        if name not in change:
+            continue  # no held-out row is measured by it
+        worse = change[name]["value"] if name in LESS_IS_BETTER else -change[name]["value"]
+        if worse > allowed:
+            found.append(
+                Alarm(
+                    "guard_broken",
+                    step,
+                    f"{name} got worse by {worse:.3f}, and eval_guards allows {allowed:g}: what was to stay did not. "
+                    "Lower learning_rate, raise beta, train fewer steps, or add rows of what is to stay",
                 )
             )
     return found

@@ -47,10 +47,14 @@ def check_swapped(look: Look) -> None:
     for row in look.raw:
         if row.get("score_chosen") is not None and row.get("score_rejected") is not None:
             by, difference = "score_chosen and score_rejected", row["score_chosen"] - row["score_rejected"]
-        elif look.metrics and row.get("answer") is not None:
-            (name, metric), *_ = look.metrics.items()
+        elif (
+            row.get("answer") is not None
+            and (name := row.get("metric") or next(iter(look.metrics), "")) in look.metrics
+        ):
             try:
-                sides = metric(completions=[row["chosen"], row["rejected"]], answer=[str(row["answer"])] * 2)
+                sides = look.metrics[name](
+                    completions=[row["chosen"], row["rejected"]], answer=[str(row["answer"])] * 2
+                )
             except ValueError:
                 continue  # a reference that the metric cannot read; load_metrics tells of it where it is measured
             by, difference = name, sides[0] - sides[1]

@@ -98,7 +98,7 @@ def parse_config(source: Source, training_class: type, recipe_class: type = Reci
     # Adam refuses whole numbers for its betas.
     values = {key: float(value) if hints[key] is float else value for key, value in values.items()}
     try:
-        recipe, model, training = TrlParser(classes).parse_dict(resolve(source, values))
+        recipe, model, training = TrlParser(classes).parse_dict(resolve(source, values, training_class))
     except (ValueError, ImportError, OSError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         # Rules between TRL's own fields, and files that they name.
         said = " ".join(str(error).split())
@@ -203,6 +203,9 @@ def check_together(source: Source, values: dict) -> None:
     for key in ("load_in_4bit", "load_in_8bit"):
         if values.get(key) and not values.get("use_peft"):
             source.mistake(key, "quantised weights cannot be trained. Write use_peft: true, which trains an adapter")
+    for name in values.get("eval_guards") or {}:
+        if name not in (measured := [*(values.get("eval_metrics") or []), "heldout_loss", "kl", "answer_tokens"]):
+            source.mistake("eval_guards", f"{name!r} is not measured. Write one of {', '.join(measured)}")
     revision = str(values.get("model_revision", "main"))
     pinned = len(revision) == 40 and all(digit in "0123456789abcdef" for digit in revision)
     if values.get("trust_remote_code") and not pinned:
@@ -275,8 +278,8 @@ def nearest(valid: list[int], wanted: int) -> str:
     return " or ".join(str(n) for n in (below, above) if n is not None)
 
 
-def resolve(source: Source, values: dict) -> dict:
-    """Absolute paths, and on a machine without an accelerator the settings that a CPU needs."""
+def resolve(source: Source, values: dict, training_class: type) -> dict:
+    """Absolute paths, defaults that TRL has otherwise, and what a machine without an accelerator needs."""
     values = dict(values)
     for key in ("model_name_or_path", "dataset_name", "heldout_name", "chat_template", "deepspeed"):
         if isinstance(values.get(key), str) and (path := find_path(source, key, values[key])):
@@ -295,4 +298,8 @@ def resolve(source: Source, values: dict) -> dict:
         values["dtype"] = "bfloat16"  # the frozen base; TRL would hold it in float32, at twice the memory
     if values.get("use_peft") and "lora_target_modules" not in values and "lora_target_parameters" not in values:
         values["lora_target_modules"] = ["all-linear"]  # TRL's default is q_proj and v_proj alone
+    if training_class is DPOConfig and not values.get("use_peft") and not values.get("sync_ref_model"):
+        values.setdefault(
+            "precompute_ref_log_probs", True
+        )  # TRL would hold a second model; an adapter is switched off
     return values

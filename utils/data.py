@@ -53,13 +53,13 @@ def make_splits(config: Config, to_training_row: Callable[[dict], dict]) -> tupl
         split = part.get("split", recipe.dataset_train_split)
         rows = load_rows(part["path"], part.get("name"), split, part.get("data_files"))
         rows = rows.select_columns(part["columns"]) if part.get("columns") else rows
-        rows = prepare(rows, part["path"], to_training_row, config.method, processes)
+        rows = prepare(rows, part["path"], to_training_row, config, processes)
         loaded.append(without_identical_pairs(rows, part["path"], config) if config.method == "dpo" else rows)
     train = mix(loaded, [part.get("fraction") for part in parts], config.training.seed)
     keys = train["_prompt_key"][:]
     if recipe.heldout_name:
         rows = load_rows(recipe.heldout_name, None, recipe.heldout_split, None)
-        heldout = prepare(rows, recipe.heldout_name, to_training_row, config.method, None)
+        heldout = prepare(rows, recipe.heldout_name, to_training_row, config, None)
         kept_out = set(heldout["_prompt_key"][:])
         asked = [i for i, key in enumerate(keys) if key in kept_out]
         if asked:
@@ -157,13 +157,15 @@ def first_five(faults: list[str]) -> str:
 
 
 def prepare(
-    rows: datasets.Dataset, name: str, to_training_row: Callable[[dict], dict], method: str, processes: int | None
+    rows: datasets.Dataset, name: str, to_training_row: Callable[[dict], dict], config: Config, processes: int | None
 ) -> datasets.Dataset:
     """Every row through `to_training_row`, its form checked, its keys beside it (the columns of MARKS)."""
     if len(rows) == 0:
         raise UserError(f"{name}: has no rows")
 
-    def with_marks(row: dict, code: str) -> dict:
+    method = config.method
+
+    def with_marks(row: dict, **stale: str) -> dict:
         row = dict(to_training_row(row))  # of a row as it came, `map` would take the columns for removed ones
         fault = fault_of(row, method)
         keys = (b"", b"", False) if fault else (prompt_key(row), row_key(row), is_identical_pair(row))
@@ -172,7 +174,8 @@ def prepare(
     try:
         rows = rows.map(
             with_marks,
-            fn_kwargs={"code": Path(__file__).read_text()},  # checks changed: what is cached of them is stale
+            # With other checks, or other settings of the reference log-probabilities, what is cached is stale.
+            fn_kwargs={"code": Path(__file__).read_text(), "reference": reference_settings(config)},
             remove_columns=rows.column_names,
             num_proc=processes,
         )
@@ -188,6 +191,14 @@ def prepare(
             "Mend or remove them, or turn them into training rows in to_training_row (train.py)."
         )
     return rows
+
+
+def reference_settings(config: Config) -> str:
+    """What DPO's reference log-probabilities hang on besides rows and weights. TRL keeps them by rows and weights
+    alone, so a run with another max_length and truncation_mode: keep_end would take those of answers cut elsewhere.
+    """
+    names = ("max_length", "truncation_mode", "ld_alpha", "bf16", "fp16") if config.method == "dpo" else ()
+    return repr({name: vars(config.training)[name] for name in names})
 
 
 def mix(parts: list[datasets.Dataset], fractions: list[float | None], seed: int) -> datasets.Dataset:

@@ -1,4 +1,4 @@
-"""Evaluation before and after: held-out loss, and greedy answers to held-out prompts scored by the reward functions.
+"""Evaluation before and after: held-out rows, and greedy answers to held-out prompts scored by the reward functions.
 
 Each figure has its n and a 95% interval, each difference a paired test. Rows are sharded over processes.
 """
@@ -6,7 +6,6 @@ Each figure has its n and a 95% interval, each difference a paired test. Rows ar
 import importlib
 import inspect
 import json
-import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,24 +19,47 @@ from trl.models import unwrap_model_for_generation
 from utils import rewards
 from utils.config import Config
 from utils.data import fingerprint
+from utils.drift import kl_from_reference
+from utils.intervals import mcnemar, mean_loss, paired_normal, score_interval, two_sided
 from utils.rows import split_prompt
 from utils.run import Run, write_atomically
 from utils.source import UserError
 from utils.terminal import say
 
+REFERENCE = ["ref_chosen_logps", "ref_rejected_logps"]  # TRL's columns where they are precomputed
+
 
 @dataclass
 class Evaluation:
-    """What one state of the model did: `rows` (prompt, reference, completion, scores) and `losses` a held-out row."""
+    """What one state of the model did, to each held-out row and to each of its prompts.
 
-    rows: list[dict]
-    losses: list[tuple[float, int]]  # (summed negative log-likelihood, supervised tokens)
+    `figures` are what a mean is taken of, by metric: scores of 0 and 1, log-probabilities, numbers of tokens.
+    """
+
+    rows: list[dict]  # prompt, reference, completion, tokens, stopped, scores, kl
+    losses: list[tuple[float, int]]  # SFT: (summed negative log-likelihood, supervised tokens)
+    pairs: list[dict]  # DPO: chosen_logp, rejected_logp; margin and accuracy of the implicit rewards
+
+    def figures(self) -> dict[str, dict[int, float]]:
+        """{metric: {number of the row: value}}."""
+        found: dict[str, dict[int, float]] = {}
+        for i, row in enumerate(self.rows):
+            for name, score in row["scores"].items():
+                found.setdefault(name, {})[i] = score
+        if self.rows:
+            found["answer_tokens"] = {i: row["tokens"] for i, row in enumerate(self.rows)}
+        for i, pair in enumerate(self.pairs):
+            for name, value in pair.items():
+                found.setdefault(name, {})[i] = value
+        return found
 
     def metrics(self) -> dict[str, dict]:
         """{name: {"value", "low", "high", "n"}} with 95% intervals."""
         found = {"heldout_loss": mean_loss(self.losses)} if self.losses else {}
-        for name in self.rows[0]["scores"] if self.rows else []:
-            found[name] = score_interval([row["scores"][name] for row in self.rows])
+        for name, values in self.figures().items():
+            found[name] = score_interval(list(values.values()))
+        if self.rows and "kl" in self.rows[0]:
+            found["kl"] = mean_loss([(row["kl"], row["tokens"]) for row in self.rows])
         return found
 
 
@@ -49,6 +71,13 @@ def load_metrics(config: Config, heldout: Dataset) -> dict[str, Callable]:
     metrics = {name: find_reward("eval_metrics", name) for name in config.recipe.eval_metrics}
     for name, metric in metrics.items():
         for number, row in enumerate(heldout.select(range(min(len(heldout), config.recipe.eval_prompts))), 1):
+            if row.get("metric") not in (None, *metrics):
+                raise UserError(
+                    f"eval_metrics: held-out row {number} is to be scored by {row['metric']!r} (its column `metric`), "
+                    f"which is not among {list(metrics)}. Add it"
+                )
+            if row.get("metric") not in (None, name):
+                continue
             reference = split_prompt(row)[1]
             try:
                 metric(completions=[reference], answer=[reference])
@@ -92,28 +121,34 @@ def find_reward(key: str, name: str) -> Callable:
     return known[name]
 
 
-def evaluate(trainer, heldout: Dataset, metrics: dict, config: Config, run: Run, when: str) -> Evaluation:
-    """Evaluate the trainer's model as it is now; kept in `evaluation/WHEN.json`, so a resumed run does not repeat it.
+def evaluate(
+    trainer, heldout: Dataset, metrics: dict, config: Config, run: Run, before: Evaluation | None = None
+) -> Evaluation:
+    """Evaluate the trainer's model as it is now; kept in `evaluation/*.json`, so a resumed run does not repeat it.
 
     Args:
         trainer: a TRL trainer whose eval_dataset holds the processed rows of `heldout`.
         heldout: the rows as they are before processing; each has a prompt and a reference answer.
         metrics: what `load_metrics` gave.
-        when: "before" or "after".
+        before: after training, what was found before it.
     """
+    when = "after" if before else "before"
     count = min(len(heldout), config.recipe.eval_prompts)
     asked = {"rows": fingerprint(heldout), "count": count, "metrics": list(metrics)}
     asked["max_new_tokens"] = config.recipe.eval_max_new_tokens
     path = run.folder / "evaluation" / f"{when}.json"
     if when == "before" and path.is_file() and (kept := json.loads(path.read_text()))["asked"] == asked:
-        return Evaluation(kept["rows"], kept["losses"])
+        return Evaluation(kept["rows"], kept["losses"], kept["pairs"])
     model, training = trainer.model, trainer.model.training
     model.eval()
     with torch.inference_mode(), trainer.accelerator.autocast():
-        losses = heldout_losses(trainer, count)
-        rows = answer(trainer, heldout.select(range(count)), metrics, config)
+        logps = heldout_logps(trainer, count, before)
+        rows = answer(trainer, heldout.select(range(count)), metrics, config, trained=before is not None)
     model.train(training)
-    evaluation = Evaluation(rows, losses)
+    if config.method == "dpo":
+        evaluation = Evaluation(rows, [], implicit_rewards(logps, before, trainer.beta))
+    else:
+        evaluation = Evaluation(rows, [(-logp, tokens) for ((logp, tokens),) in logps], [])
     if trainer.is_world_process_zero():
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, json.dumps({"asked": asked} | vars(evaluation), indent=1, ensure_ascii=False))
@@ -126,27 +161,56 @@ def shard(items: list, trainer) -> list:
     return items[trainer.accelerator.process_index :: trainer.accelerator.num_processes]
 
 
-def heldout_losses(trainer, count: int) -> list[tuple[float, int]]:
-    """(negative log-likelihood, supervised tokens) of each held-out row, from the trainer's own tensors."""
-    if trainer.eval_dataset is None or count == 0 or "labels" not in trainer.eval_dataset.column_names:
-        return []
+def heldout_logps(trainer, count: int, before: Evaluation | None) -> list[list[tuple[float, int]]]:
+    """(log-probability, supervised tokens) of each answer of each held-out row, from the trainer's own tensors.
+
+    A row has one answer (SFT) or two, chosen and rejected (DPO); GRPO's rows have none.
+    """
     processed = trainer.eval_dataset
+    if processed is None or count == 0 or not {"labels", "chosen_ids"} & set(processed.column_names):
+        return []
+    preference = "chosen_ids" in processed.column_names
+    if before is None and "ref_chosen_logps" in processed.column_names and trainer.ld_alpha is None:
+        sides = processed.select(range(min(count, len(processed)))).select_columns(REFERENCE)
+        return [[(row[side], 0) for side in REFERENCE] for row in sides]  # precomputed: the model is its own reference
     # A padding-free batch is one long row: taken singly, each row keeps a loss of its own.
-    size = 1 if trainer.data_collator.padding_free else trainer.args.per_device_eval_batch_size
-    order = sorted(range(min(count, len(processed))), key=lambda i: -len(processed[i]["input_ids"]))
+    alone = not preference and trainer.data_collator.padding_free
+    size = 1 if alone else trainer.args.per_device_eval_batch_size
+    lengths = "chosen_ids" if preference else "input_ids"
+    order = sorted(range(min(count, len(processed))), key=lambda i: -len(processed[i][lengths]))
     mine, found = shard(order, trainer), []
     for start in range(0, len(mine), size):
-        chosen = mine[start : start + size]
-        batch = trainer.data_collator([processed[i] for i in chosen])
+        part = mine[start : start + size]
+        batch = trainer.data_collator([processed[i] for i in part])
         batch = {name: value.to(trainer.model.device) for name, value in batch.items() if torch.is_tensor(value)}
+        if preference:
+            batch["labels"] = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
+            batch = {name: value for name, value in batch.items() if not name.startswith("ref_")}
         output = trainer.model(**batch, fused_lm_head=True)
-        totals, counts = -output.log_probs.float().sum(-1), output.label_mask.sum(-1)
-        found += [(i, total.item(), int(n.item())) for i, total, n in zip(chosen, totals, counts, strict=True)]
-    return [(total, n) for _, total, n in sorted(gather_object(found))]
+        totals, counts = output.log_probs.float().sum(-1), output.label_mask.sum(-1)
+        answers = list(zip(totals.tolist(), counts.tolist(), strict=True))  # all chosen, then all rejected
+        found += [(i, answers[place :: len(part)]) for place, i in enumerate(part)]
+    return [answers for _, answers in sorted(gather_object(found), key=lambda item: item[0])]
 
 
-def answer(trainer, heldout: Dataset, metrics: dict, config: Config) -> list[dict]:
-    """Greedy answers to the prompts, scored: left-padded batches of like length, sharded over processes."""
+def implicit_rewards(logps: list, before: Evaluation | None, beta: float) -> list[dict]:
+    """Of each pair: log-probability of its sides, and margin and accuracy of the rewards that DPO gives them.
+
+    The reward of an answer is beta x (its log-probability - the reference's) (Rafailov et al. 2023, section 4).
+    """
+    pairs = [{"logp_chosen": chosen, "logp_rejected": rejected} for (chosen, _), (rejected, _) in logps]
+    for pair, first in zip(pairs, before.pairs if before else pairs, strict=True):
+        gained = {side: pair[side] - first[side] for side in ("logp_chosen", "logp_rejected")}
+        pair["reward_margin"] = beta * (gained["logp_chosen"] - gained["logp_rejected"])
+        pair["reward_accuracy"] = float(pair["reward_margin"] > 0)
+    return pairs
+
+
+def answer(trainer, heldout: Dataset, metrics: dict, config: Config, trained: bool) -> list[dict]:
+    """Greedy answers to the prompts, scored: left-padded batches of like length, sharded over processes.
+
+    A row's column `metric` names the one metric that scores it; without one, all do.
+    """
     tokenizer, size = trainer.processing_class, trainer.args.per_device_eval_batch_size
     asked = []
     for index, row in enumerate(heldout):
@@ -154,7 +218,7 @@ def answer(trainer, heldout: Dataset, metrics: dict, config: Config) -> list[dic
         if prompt is not None:
             asked.append((index, prompt, reference, encode(tokenizer, prompt, row)))
     asked.sort(key=lambda item: -len(item[3]))
-    mine, found = shard(asked, trainer), []
+    mine, found, answered = shard(asked, trainer), [], []
     model_config = trainer.model.generation_config
     stops = model_config.eos_token_id if isinstance(model_config.eos_token_id, list) else [model_config.eos_token_id]
     settings = GenerationConfig(
@@ -170,21 +234,28 @@ def answer(trainer, heldout: Dataset, metrics: dict, config: Config) -> list[dic
             inputs = tokenizer.pad({"input_ids": [ids for *_, ids in part]}, padding_side="left", return_tensors="pt")
             inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
             made = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
-            for (index, prompt, reference, _), ids in zip(part, made.tolist(), strict=True):
+            for (index, prompt, reference, prompt_ids), ids in zip(part, made.tolist(), strict=True):
                 ids = cut_at_stop(ids, settings.eos_token_id)
+                answered.append((prompt_ids, ids))
                 text = tokenizer.decode([i for i in ids if i not in settings.eos_token_id])
                 found.append((index, {
                     "prompt": prompt, "reference": reference, "completion": text, "tokens": len(ids),
                     "stopped": ids[-1] in settings.eos_token_id,
                 }))  # fmt: skip
-    rows = [row for _, row in sorted(gather_object(found), key=lambda item: item[0])]
-    for row in rows:
+    if config.method != "sft":  # before training the model is its own reference
+        drift = kl_from_reference(trainer, config, answered) if trained else [0.0] * len(found)
+        for (_, row), kl in zip(found, drift, strict=True):
+            row["kl"] = kl
+    found = sorted(gather_object(found), key=lambda item: item[0])
+    named = heldout["metric"][:] if "metric" in heldout.column_names else [None] * len(heldout)
+    for _, row in found:
         row["scores"] = {}
-    for name, metric in metrics.items() if rows else []:
-        scores = metric(completions=[row["completion"] for row in rows], answer=[row["reference"] for row in rows])
-        for row, score in zip(rows, scores, strict=True):
+    for name, metric in metrics.items():
+        part = [row for index, row in found if named[index] in (None, name)]
+        scores = metric(completions=[row["completion"] for row in part], answer=[row["reference"] for row in part])
+        for row, score in zip(part, scores, strict=True):
             row["scores"][name] = score
-    return rows
+    return [row for _, row in found]
 
 
 def encode(tokenizer, prompt: list[dict] | str, row: dict) -> list[int]:
@@ -204,33 +275,6 @@ def cut_at_stop(ids: list[int], stops: list[int]) -> list[int]:
     return next((ids[: i + 1] for i, token in enumerate(ids) if token in stops), ids)
 
 
-def mean_loss(losses: list[tuple[float, int]]) -> dict:
-    """Loss a token over all rows; the interval is that of a ratio estimator over rows."""
-    n, tokens = len(losses), sum(count for _, count in losses)
-    value = sum(total for total, _ in losses) / tokens
-    spread = math.sqrt(sum((total - value * count) ** 2 for total, count in losses) * n / max(1, n - 1)) / tokens
-    return {"value": value, "low": value - 1.96 * spread, "high": value + 1.96 * spread, "n": n}
-
-
-def score_interval(scores: list[float]) -> dict:
-    """Mean and 95% interval: Wilson's for scores of 0 and 1, the normal one for others."""
-    n, value = len(scores), sum(scores) / len(scores)
-    if set(scores) <= {0.0, 1.0}:
-        low, high = wilson(sum(scores), n)
-    else:
-        spread = 1.96 * math.sqrt(sum((s - value) ** 2 for s in scores) / max(1, n - 1) / n)
-        low, high = value - spread, value + spread
-    return {"value": value, "low": low, "high": high, "n": n}
-
-
-def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927)."""
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def compare(before: Evaluation, after: Evaluation) -> dict[str, dict]:
     """{name: {"value": after - before, "p_value", "test"}} on the same rows."""
     found = {}
@@ -240,8 +284,13 @@ def compare(before: Evaluation, after: Evaluation) -> dict[str, dict]:
         spread = mean_loss([(a - b, n) for (b, n), (a, _) in zip(before.losses, after.losses, strict=True)])
         p = two_sided(change, (spread["high"] - spread["low"]) / 3.92)
         found["heldout_loss"] = {"value": change, "p_value": p, "test": "paired normal"}
-    for name in before.rows[0]["scores"] if before.rows else []:
-        pairs = [(b["scores"][name], a["scores"][name]) for b, a in zip(before.rows, after.rows, strict=True)]
+    if before.rows and "kl" in before.rows[0]:
+        drift = after.metrics()["kl"]
+        p = two_sided(drift["value"], (drift["high"] - drift["low"]) / 3.92)
+        found["kl"] = {"value": drift["value"], "p_value": p, "test": "normal"}
+    figures = after.figures()
+    for name, values in before.figures().items():
+        pairs = [(value, figures[name][i]) for i, value in values.items()]
         change = sum(a - b for b, a in pairs) / len(pairs)
         if {score for pair in pairs for score in pair} <= {0.0, 1.0}:
             gained, lost = sum(b < a for b, a in pairs), sum(b > a for b, a in pairs)
@@ -250,22 +299,3 @@ def compare(before: Evaluation, after: Evaluation) -> dict[str, dict]:
             p = paired_normal([a - b for b, a in pairs])
             found[name] = {"value": change, "p_value": p, "test": "paired normal"}
     return found
-
-
-def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided exact p-value that `gained` and `lost` are halves of the same coin (McNemar 1947)."""
-    n = gained + lost
-    tail = sum(math.comb(n, i) for i in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**n)
-
-
-def paired_normal(differences: list[float]) -> float:
-    """Two-sided p-value that the mean difference is 0, by the normal approximation."""
-    n, mean = len(differences), sum(differences) / len(differences)
-    return two_sided(mean, math.sqrt(sum((d - mean) ** 2 for d in differences) / max(1, n - 1) / n))
-
-
-def two_sided(change: float, standard_error: float) -> float:
-    if standard_error == 0:
-        return 1.0 if change == 0 else 0.0
-    return math.erfc(abs(change) / standard_error / math.sqrt(2))

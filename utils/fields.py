@@ -52,8 +52,8 @@ FREE_TO_CHANGE = {
 }  # fmt: skip
 # What may also differ while the run is unfinished: how it is measured and kept (out of memory in an evaluation).
 FREE_UNTIL_DONE = {
-    "per_device_eval_batch_size", "eval_metrics", "eval_prompts", "eval_max_new_tokens", "merge_adapter",
-    "save_total_limit", "accept",
+    "per_device_eval_batch_size", "eval_metrics", "eval_guards", "eval_prompts", "eval_max_new_tokens",
+    "merge_adapter", "save_total_limit", "accept",
 }  # fmt: skip
 
 
@@ -87,6 +87,10 @@ class RecipeConfig:
     eval_metrics: list[str] = field(
         default_factory=list,
         metadata={"help": "Functions of utils/rewards.py that score greedy answers to held-out prompts."},
+    )
+    eval_guards: dict[str, float] = field(
+        default_factory=dict,
+        metadata={"help": "Metrics that may not get worse by more than this: {exact_match: 0.03}."},
     )
     eval_prompts: int = field(
         default=200, metadata={"help": "How many held-out prompts are answered before and after. 0: none."}

@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import json
-import math
 import time
 from collections.abc import Iterator
 from html import escape
@@ -12,28 +11,22 @@ from string import Template
 
 from rich.table import Table
 
-from utils.alarms import Alarm, TrainingStopped, find_alarms, score_fell
+from utils.alarms import Alarm, TrainingStopped, find_alarms, guard_broken, score_fell
 from utils.config import Config
+from utils.curves import draw_curves
 from utils.evaluation import Evaluation, compare
 from utils.preflight import Preflight
 from utils.run import Run, show, write_atomically
 from utils.terminal import console, is_main_process, say
 
-CURVES = {
-    "loss": "training loss",
-    "eval_loss": "held-out loss",
-    "reward": "training reward",
-    "eval_reward": "held-out reward",
-    "rewards/margins": "reward margin",
-    "rewards/accuracies": "reward accuracy",
-    "logps/chosen": "log-probability of chosen",
-    "logps/rejected": "log-probability of rejected",
-    "frac_reward_zero_std": "groups without a gradient",
-    "completions/mean_length": "completion length",
-    "entropy": "entropy",
-    "mean_token_accuracy": "token accuracy",
-    "grad_norm": "gradient norm",
-    "learning_rate": "learning rate",
+EXPLAINED = {
+    "heldout_loss": "loss a supervised token of the held-out rows",
+    "answer_tokens": "length of the greedy answers in tokens",
+    "kl": "KL(model || model before) a token, in nats, along its own greedy answers",
+    "logp_chosen": "log-probability of the held-out chosen answers",
+    "logp_rejected": "of the rejected ones",
+    "reward_margin": "implicit reward of chosen less that of rejected (0 before, by definition)",
+    "reward_accuracy": "share of held-out pairs whose margin is above 0",
 }
 TRANSCRIPTS = 24  # in the report; all of them are in evaluation/*.json
 
@@ -65,23 +58,27 @@ def write_report(
         return
     logs = trainer.state.log_history
     change = compare(before, after) if after else {}
-    alarms = find_alarms(logs) + score_fell(logs, change) + ([stopped] if stopped else [])
+    guards = config.recipe.eval_guards
+    scores = {name: change[name] for name in config.recipe.eval_metrics if name in change and name not in guards}
+    alarms_after = guard_broken(logs, change, guards) + score_fell(logs, scores)
+    alarms = find_alarms(logs) + alarms_after + ([stopped] if stopped else [])
     metrics = {
         "before": before.metrics(),
         "after": after.metrics() if after else None,
         "change": change,
+        "guards": guards,
         "train": training_figures(trainer, logs),
         "preflight": checked.facts,
         "findings": [vars(finding) for finding in config.findings],
         "alarms": [vars(alarm) for alarm in alarms],
         "seconds_in_all": round(time.time() - run.started, 1),
     }
-    sides = (before, after) if after else (Evaluation([], []), Evaluation([], []))
+    sides = (before, after) if after else (Evaluation([], [], []),) * 2
     draw_curves(logs, run.folder / "curves.png")
     write_atomically(run.folder / "report.html", html_report(run, config, metrics, checked, *sides))
     if after:
         write_atomically(run.folder / "README.md", model_card(config, metrics))
-        for alarm in score_fell(logs, change):
+        for alarm in alarms_after:
             say("ALARM", f"{alarm.name}: {alarm.text}")
         print_summary(metrics, before, after)
     else:
@@ -106,42 +103,35 @@ def training_figures(trainer, logs: list[dict]) -> dict:
     }
 
 
-def draw_curves(logs: list[dict], path: Path) -> None:
-    """Every curve that was logged, on a transparent ground in greys that read on white and on black."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    drawn = {key: title for key, title in CURVES.items() if sum(log.get(key) is not None for log in logs) > 1}
-    drawn = dict(list(drawn.items())[:8])
-    rows = max(1, math.ceil(len(drawn) / 2))
-    grey = "#8a8f98"
-    with plt.rc_context({"text.color": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey}):
-        figure, axes = plt.subplots(rows, 2, figsize=(9, 2.5 * rows), layout="constrained", squeeze=False)
-        for axis, (key, title) in zip(axes.flat, drawn.items(), strict=False):
-            points = [(log["step"], log[key]) for log in logs if log.get(key) is not None]
-            axis.plot(*zip(*points, strict=True), color="#3b82f6", linewidth=1.6)
-            axis.set_title(title, fontsize=10)
-            axis.grid(color=grey, alpha=0.25)
-            axis.spines[:].set_visible(False)
-        for axis in axes.flat[len(drawn) :]:
-            axis.set_visible(False)
-        for axis in axes[-1]:
-            axis.set_xlabel("step")
-        figure.savefig(path, dpi=130, transparent=True)
-        plt.close(figure)
-
-
 def table_rows(metrics: dict) -> list[list[str]]:
     """metric, before, after, change, p and n, as text."""
     rows = []
     for name, after in (metrics["after"] or {}).items():
         before, change = metrics["before"][name], metrics["change"][name]
         p = "p < 0.001" if change["p_value"] < 0.001 else f"p = {change['p_value']:.3f}"
-        cells = [f"{m['value']:.3f} ({m['low']:.3f} to {m['high']:.3f})" for m in (before, after)]
-        rows.append([name, *cells, f"{change['value']:+.3f}", p, str(after["n"])])
+        cells = [
+            "{} ({} to {})".format(*(digits(m[key]) for key in ("value", "low", "high"))) for m in (before, after)
+        ]
+        guard = f" (guard {metrics['guards'][name]:g})" if name in metrics["guards"] else ""
+        rows.append(
+            [
+                name + guard,
+                *cells,
+                f"{change['value']:+.3f}" if abs(change["value"]) < 10 else f"{change['value']:+.1f}",
+                p,
+                str(after["n"]),
+            ]
+        )
     return rows
+
+
+def digits(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def legend(metrics: dict) -> str:
+    """What the table's figures are, but for the scores, which bear the names of their functions."""
+    return "; ".join(f"{name}: {text}" for name, text in EXPLAINED.items() if name in (metrics["after"] or {}))
 
 
 HEADS = ["metric", "before (95%)", "after (95%)", "change", "paired test", "n"]
@@ -196,6 +186,7 @@ def model_card(config: Config, metrics: dict) -> str:
     if metrics["after"]:
         lines += ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
         lines += ["| " + " | ".join(row) + " |" for row in table_rows(metrics)]
+        lines += ["", f"{legend(metrics)}."]
     else:
         lines += ["Nothing was held out, so nothing was measured."]
     for kind in ("findings", "alarms"):
@@ -238,6 +229,7 @@ def html_report(
         base=escape(config.given["model_name_or_path"]),
         config_name=escape(config.source.path.name),
         heads="".join(f"<th>{escape(head)}</th>" for head in HEADS),
+        legend=escape(legend(metrics)),
         cards=cards or f'<tr><td colspan="{len(HEADS)}">{escape(no_figures(metrics))}</td></tr>',
         warnings=html_warnings(metrics),
         curves=picture,

@@ -260,3 +260,5 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    if not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # of a bar drawn into a file a thousand lines are left

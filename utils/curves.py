@@ -1,0 +1,48 @@
+"""Pictures of what was logged while training."""
+
+import math
+from pathlib import Path
+
+CURVES = {
+    "loss": "training loss",
+    "eval_loss": "held-out loss",
+    "reward": "training reward",
+    "eval_reward": "held-out reward",
+    "rewards/margins": "reward margin",
+    "rewards/accuracies": "reward accuracy",
+    "logps/chosen": "log-probability of chosen",
+    "logps/rejected": "log-probability of rejected",
+    "frac_reward_zero_std": "groups without a gradient",
+    "completions/mean_length": "completion length",
+    "entropy": "entropy",
+    "mean_token_accuracy": "token accuracy",
+    "grad_norm": "gradient norm",
+    "learning_rate": "learning rate",
+}
+
+
+def draw_curves(logs: list[dict], path: Path) -> None:
+    """Every curve that was logged, on a transparent ground in greys that read on white and on black."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawn = {key: title for key, title in CURVES.items() if sum(log.get(key) is not None for log in logs) > 1}
+    drawn = dict(list(drawn.items())[:8])
+    rows = max(1, math.ceil(len(drawn) / 2))
+    grey = "#8a8f98"
+    with plt.rc_context({"text.color": grey, "axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey}):
+        figure, axes = plt.subplots(rows, 2, figsize=(9, 2.5 * rows), layout="constrained", squeeze=False)
+        for axis, (key, title) in zip(axes.flat, drawn.items(), strict=False):
+            points = [(log["step"], log[key]) for log in logs if log.get(key) is not None]
+            axis.plot(*zip(*points, strict=True), color="#3b82f6", linewidth=1.6)
+            axis.set_title(title, fontsize=10)
+            axis.grid(color=grey, alpha=0.25)
+            axis.spines[:].set_visible(False)
+        for axis in axes.flat[len(drawn) :]:
+            axis.set_visible(False)
+        for axis in axes[-1]:
+            axis.set_xlabel("step")
+        figure.savefig(path, dpi=130, transparent=True)
+        plt.close(figure)

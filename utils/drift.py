@@ -1,0 +1,70 @@
+"""How far a trained model moved from its reference, the model that it started from."""
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+from trl.trainer.utils import use_adapter
+
+from utils.config import Config
+from utils.model import load_model
+
+LOGITS = 2**27  # logits held at a time; those of one long answer over a large vocabulary may be more
+
+
+def find_reference(trainer, config: Config) -> tuple[PreTrainedModel, Callable]:
+    """The model as it was before training, and a context in which it is that: with LoRA the adapter switched off,
+    else the trainer's own reference, or the model loaded anew, in the room of the gradients, which are let go.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if isinstance(model, PeftModel):
+        return model, lambda: use_adapter(model, "ref" if "ref" in model.peft_config else None)
+    if trainer.ref_model is not None and not trainer.args.sync_ref_model:
+        return trainer.ref_model, contextlib.nullcontext
+    model.zero_grad(set_to_none=True)
+    return load_model(config).to(model.device).eval(), contextlib.nullcontext
+
+
+@torch.inference_mode()
+def kl_from_reference(trainer, config: Config, answered: list[tuple[list[int], list[int]]]) -> list[float]:
+    """KL(model || reference) of the next-token distributions along given answers, exact over the vocabulary.
+
+    Args:
+        answered: a (prompt ids, answer ids) an answer.
+
+    Returns:
+        KL in nats, summed over the answer's tokens, an answer.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    reference, as_it_was = find_reference(trainer, config)
+    found: list[float] = []
+    start = 0
+    while start < len(answered):
+        longest = max(len(prompt) + len(answer) for prompt, answer in answered[start:])
+        size = max(1, LOGITS // (longest * model.config.get_text_config().vocab_size))
+        part = answered[start : start + size]
+        start += size
+        mine = log_probs(trainer, model, part)
+        with as_it_was():
+            theirs = log_probs(trainer, reference, part)
+        found += [(own.exp() * (own - other)).sum().item() for own, other in zip(mine, theirs, strict=True)]
+    return found
+
+
+def log_probs(trainer, model, part: list[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
+    """Log-probabilities (tokens x vocabulary, float32) of what may stand at each place of each answer."""
+    ids = [prompt + answer for prompt, answer in part]
+    # Padded on the right, so that positions count from the first token whatever the model reads them by.
+    inputs = trainer.processing_class.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
+    inputs = {name: inputs[name].to(trainer.accelerator.device) for name in ("input_ids", "attention_mask")}
+    width = inputs["input_ids"].shape[1]
+    kept = width - min(len(prompt) for prompt, _ in part) + 1
+    with trainer.accelerator.autocast():
+        logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits
+    first = width - kept
+    return [
+        logits[i, len(prompt) - 1 - first : len(prompt) + len(answer) - 1 - first].float().log_softmax(-1)
+        for i, (prompt, answer) in enumerate(part)
+    ]
