@@ -179,7 +179,7 @@ def score_fell(logs: list[dict], change: dict[str, dict]) -> list[Alarm]:
     """
     rewards, step = series(logs, "reward"), max((log.get("step", 0) for log in logs), default=0)
     rose = len(rewards) >= 2 * WINDOW and means(rewards)[1] > means(rewards)[0] + 0.05
-    fell = {name: c["value"] for name, c in change.items() if c["p_value"] < 0.05}
+    fell = {name: c["value"] for name, c in change.items() if name not in LESS_IS_BETTER and c["p_value"] < 0.05}
     found = []
     for name, value in fell.items():
         if value < 0:
