@@ -1,7 +1,7 @@
 """Direct preference optimisation (DPO): the model learns to prefer the chosen answers to the rejected ones.
 
-    python dpo/train.py --config my_dpo.yaml                      # starts from a model that answers (SFT first)
-    accelerate launch --config_file configs/accelerate/ddp.yaml dpo/train.py --config my_dpo.yaml
+    python dpo/train.py --config configs/dpo_tiny.yaml            # starts from what configs/sft_tiny.yaml makes
+    accelerate launch --config_file configs/accelerate/ddp.yaml dpo/train.py --config configs/dpo_qwen.yaml
 
 Any field of trl.DPOConfig or trl.ModelConfig may stand in the YAML or as a --flag.
 """

@@ -25,7 +25,7 @@ def to_training_row(row: dict) -> dict:
         ask, reply = {"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}
         return {"prompt": [ask], "completion": [reply]}
     form = next((form for form in FORMS if set(form) <= row.keys()), tuple(row))  # other columns stay to be named
-    return {name: row[name] for name in (*form, "tools", "chat_template_kwargs") if name in row}
+    return {name: row[name] for name in (*form, "tools", "chat_template_kwargs", "metric") if name in row}
 
 
 def main() -> None:

@@ -89,6 +89,7 @@ def test_what_is_measured_of_pairs(stage):
     assert stage.run(text, method="dpo", flags=TRAIN).code == 0
     before, after = evaluation(stage, "before"), evaluation(stage, "after")
     assert all(pair["reward_margin"] == 0.0 for pair in before["pairs"])
+    assert metrics(stage)["before"]["reward_margin"]["high"] == 0.0
     assert all(row["kl"] == 0.0 for row in before["rows"])
     for first, last in zip(before["pairs"], after["pairs"], strict=True):
         gained = [last[side] - first[side] for side in ("logp_chosen", "logp_rejected")]
@@ -172,3 +173,14 @@ def test_a_missing_start_names_the_command(stage):
     stage.run("model_name_or_path: outputs/nowhere/sft_tiny", method="dpo").tells(
         "run.yaml:1: model_name_or_path: there is no", "python sft/train.py --config configs/sft_tiny.yaml"
     )
+
+
+def test_an_sft_row_names_its_metric_too(stage):
+    rows = [
+        {"prompt": row["prompt"], "completion": [assistant(row["answer"])], "metric": row["metric"]} for row in HELD
+    ]
+    held = stage.write("held.jsonl", rows)
+    done = stage.run(f"heldout_name: {held}\neval_metrics: [exact_match, honest]", flags=TRAIN)
+    assert done.code == 0, done.said
+    assert metrics(stage)["after"]["exact_match"]["n"] == metrics(stage)["after"]["honest"]["n"] == 4
+    assert "kl" not in metrics(stage)["after"]

@@ -41,12 +41,11 @@ def lacks_start(story: Story) -> str:
 
 def lacks_other(story: Story) -> str:
     """A comparison with someone whose number is not said."""
-    story.say("{other} has {times} times as many {things} as {name}.", times=story.number(2, 6)) if (
-        story.rng.random() < 0.4
-    ) else story.say(
-        "{other} has {more} more {things} than {name}.", "{other} has {more} fewer {things} than {name}.",
-        more=story.number(),
-    )  # fmt: skip
+    if story.rng.random() < 0.4:
+        story.say("{other} has {times} times as many {things} as {name}.", times=story.number(2, 6))
+    else:
+        story.say("{other} has {more} more {things} than {name}.", "{other} has {more} fewer {things} than {name}.",
+                  more=story.number())  # fmt: skip
     story.say("How many {things} does {other} have?", "How many {things} do they have together?",
               "How many {things} do the two have in all?")  # fmt: skip
     return "how many the other has"

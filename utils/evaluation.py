@@ -26,6 +26,7 @@ from utils.run import Run, write_atomically
 from utils.source import UserError
 from utils.terminal import say
 
+MEASURES = ("answer_tokens", "logp_chosen", "logp_rejected", "reward_margin")  # even where all are 0, no shares
 REFERENCE = ["ref_chosen_logps", "ref_rejected_logps"]  # TRL's columns where they are precomputed
 
 
@@ -38,7 +39,7 @@ class Evaluation:
 
     rows: list[dict]  # prompt, reference, completion, tokens, stopped, scores, kl
     losses: list[tuple[float, int]]  # SFT: (summed negative log-likelihood, supervised tokens)
-    pairs: list[dict]  # DPO: chosen_logp, rejected_logp; margin and accuracy of the implicit rewards
+    pairs: list[dict]  # DPO: logp_chosen, logp_rejected; margin and accuracy of the implicit rewards
 
     def figures(self) -> dict[str, dict[int, float]]:
         """{metric: {number of the row: value}}."""
@@ -57,7 +58,8 @@ class Evaluation:
         """{name: {"value", "low", "high", "n"}} with 95% intervals."""
         found = {"heldout_loss": mean_loss(self.losses)} if self.losses else {}
         for name, values in self.figures().items():
-            found[name] = score_interval(list(values.values()))
+            measured = list(values.values())
+            found[name] = mean_loss([(v, 1) for v in measured]) if name in MEASURES else score_interval(measured)
         if self.rows and "kl" in self.rows[0]:
             found["kl"] = mean_loss([(row["kl"], row["tokens"]) for row in self.rows])
         return found
