@@ -4,15 +4,27 @@ One function serves as reward in online RL, as score in best-of-K selection and 
 one verifier, one truth.
 """
 
+import os
 import re
-from decimal import Decimal
+from concurrent.futures import ThreadPoolExecutor
 
-# ASCII digits alone: "٤" or "²" is not an answer. Thousands are separated by commas in threes, or not at all.
-NUMBER = r"[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
-# What announces a final answer.
-ANNOUNCED = re.compile(r"####|\\boxed\s*\{|\b(?:final )?answer(?: is|:)\s*:?", re.IGNORECASE)
-# The announced number, free of markup, and not the start of something else (4th, 4/2, 12 + 7, 1,23).
-ANSWER = re.compile(rf"[\s*$`(\[{{\\]*(?:boxed\s*{{\s*)?({NUMBER})(?![0-9a-zA-Z_/]|[.,][0-9]|\s*[-+x*/^=]\s*[0-9])")
+from trl.rewards import get_repetition_penalty_reward, get_soft_overlong_punishment
+
+from utils.answers import (
+    ENDING,
+    after_thinking,
+    as_number,
+    as_words,
+    code_of,
+    final_expressions,
+    final_number,
+    final_numbers,
+    text_of,
+)
+from utils.mathematics import are_equal
+from utils.sandbox import passes_tests, unsupported
+
+WORDS = re.compile(r"[a-z]{2,}(?: [a-z]+)*")  # an answer in words: no mathematics
 
 
 def exact_match(completions: list, answer: list[str], **kwargs) -> list[float]:
@@ -91,34 +103,130 @@ def contains_answer(completions: list, answer: list[str], **kwargs) -> list[floa
     return scores
 
 
-def text_of(completion: str | list[dict]) -> str:
-    """The answering text of a completion in text or messages form."""
-    return completion if isinstance(completion, str) else completion[-1]["content"] or ""
+def math_accuracy(completions: list, answer: list[str], **kwargs) -> list[float]:
+    """1.0 where a completion's final answer equals the gold one as mathematics (1/2, 0.5, \\frac12), else 0.0.
+
+    The final answer is what stands in \\boxed{}, or else after ####, or after "answer is" or "Answer:", or all of a
+    completion of one line. Reasoning in <think> does not count, and all final answers of a completion must be right.
+    Equality is math-verify's; an expression that takes it seconds is wrong.
+
+    Args:
+        completions: n texts, or n lists of messages of which the last one answers.
+        answer: n gold answers: an expression, or a solution that ends in one of the forms above.
+
+    Returns:
+        n scores.
+
+    Raises:
+        ValueError: a gold answer that math-verify cannot read.
+    """
+    scores: list[float] = []
+    asked: list[
+        tuple[str, str]
+    ] = []  # (gold, expression), of all completions together: processes work on them at once
+    places: list[int] = []
+    for place, (completion, gold_text) in enumerate(zip(completions, answer, strict=True)):
+        given = final_expressions(after_thinking(text_of(completion)) or "")
+        gold = (final_expressions(gold_text) or [gold_text])[-1]
+        number, numbers = as_number(gold), [as_number(expression) for expression in given]
+        if WORDS.fullmatch(as_words(gold)):  # read as mathematics, words are products of letters, and equal anagrams
+            right = bool(given) and all(as_words(expression) == as_words(gold) for expression in given)
+        elif number is not None and None not in numbers:
+            right = bool(given) and all(found == number for found in numbers)
+        else:
+            right = bool(given)  # if all of them are equal, which is asked for below
+            asked += [(gold, expression) for expression in given]
+            places += [place] * len(given)
+        scores.append(float(right))
+    for place, equal in zip(places, are_equal(asked), strict=True):
+        scores[place] = min(scores[place], float(equal))
+    return scores
 
 
-def after_thinking(text: str) -> str | None:
-    """What follows the reasoning in <think>, or None if that was never closed: the answer never came."""
-    if "<think>" in text or "</think>" in text:
-        _, closed, text = text.rpartition("</think>")
-        if not closed or "<think>" in text:
-            return None
-    return text
+def think_format(completions: list, **kwargs) -> list[float]:
+    """1.0 where a completion reasons once, first, in <think>...</think>, and then answers, else 0.0.
+
+    Neither part may be empty. The opening tag may be missing: some chat templates end the prompt with it.
+
+    Args:
+        completions: n texts, or n lists of messages of which the last one answers.
+
+    Returns:
+        n scores.
+    """
+    scores = []
+    for completion in completions:
+        reasoning, *answers = text_of(completion).strip().removeprefix("<think>").split("</think>")
+        well_formed = len(answers) == 1 and reasoning.strip() and answers[0].strip()
+        scores.append(float(bool(well_formed) and "<think>" not in reasoning + answers[0]))
+    return scores
 
 
-def final_number(text: str) -> Decimal | None:
-    """The one final number that a text gives, or None if it gives none or several different ones."""
-    found = final_numbers(after_thinking(text) or "")
-    return found.pop() if len(found) == 1 else None
+def ends_with_answer(completions: list, **kwargs) -> list[float]:
+    """1.0 where a completion ends with the final number that it announces, else 0.0: "The answer is 51. The" does not.
+
+    A unit of a word, markup and a full stop may follow the number. Against drift after the answer, which a reward of
+    the answer alone cannot see.
+
+    Args:
+        completions: n texts, or n lists of messages of which the last one answers.
+
+    Returns:
+        n scores.
+    """
+    texts = [(after_thinking(text_of(completion)) or "").rstrip() for completion in completions]
+    return [float(bool(ENDING.search(text[-200:]))) for text in texts]
 
 
-def final_numbers(text: str) -> set[Decimal]:
-    """All numbers that a text, free of reasoning, gives as its final one."""
-    bare = text.strip().removesuffix(".")
-    if re.fullmatch(NUMBER, bare):
-        return {to_decimal(bare)}
-    answers = [ANSWER.match(text, mark.end()) for mark in ANNOUNCED.finditer(text)]
-    return {to_decimal(answer[1]) for answer in answers if answer}
+def soft_overlong_punishment(
+    completions: list, completion_ids: list[list[int]], max_completion_length: int, **kwargs
+) -> list[float]:
+    """0.0 up to four fifths of max_completion_length, from there falling to -1.0 at its end (DAPO, arXiv 2503.14476).
+
+    Args:
+        completions: n completions; only their lengths count.
+        completion_ids: their token ids.
+        max_completion_length: the run's own, in tokens; the punishment begins a fifth before it, as in the paper.
+
+    Returns:
+        n scores from -1.0 to 0.0.
+    """
+    return get_soft_overlong_punishment(max_completion_length, max_completion_length // 5)(completion_ids)
 
 
-def to_decimal(number: str) -> Decimal:
-    return Decimal(number.replace(",", ""))
+def repetition_penalty(completions: list, completion_ids: list[list[int]], **kwargs) -> list[float]:
+    """Minus the share of a completion's 20-grams of tokens that stood before: 0.0 to -1.0 (arXiv 2502.03373, C.2).
+
+    20 tokens, since plain prose and sums repeat shorter ones.
+
+    Args:
+        completions: n completions; only their tokens count.
+        completion_ids: their token ids.
+
+    Returns:
+        n scores from -1.0 to 0.0.
+    """
+    return get_repetition_penalty_reward(ngram_size=20)(completion_ids)
+
+
+def code_passes_tests(completions: list, tests: list, **kwargs) -> list[float]:
+    """1.0 where a completion's Python code passes its tests in a sandbox (utils/sandbox.py), else 0.0.
+
+    The code is the last fenced block of the answer, or all of an answer without one.
+
+    Args:
+        completions: n texts, or n lists of messages of which the last one answers.
+        tests: n tests: lines of asserts, or lists of {"stdin", "stdout"}.
+
+    Returns:
+        n scores.
+
+    Raises:
+        ValueError: this machine cannot isolate the code, or tests that test nothing.
+        SyntaxError: tests that are no Python.
+    """
+    if reason := unsupported():
+        raise ValueError(reason)
+    texts = [after_thinking(text_of(completion)) or "" for completion in completions]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return [float(passed) for passed in threads.map(passes_tests, map(code_of, texts), tests)]
