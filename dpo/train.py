@@ -37,8 +37,9 @@ def main() -> None:
 
     from utils.config import parse_config
     from utils.data import load_splits
-    from utils.evaluation import evaluate, load_metrics
+    from utils.evaluation import evaluate
     from utils.model import load_adapter, load_model, load_tokenizer, save_model
+    from utils.named import load_metrics
     from utils.preflight import preflight
     from utils.report import report_if_stopped, write_report
     from utils.run import begin, open_run

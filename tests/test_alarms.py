@@ -31,14 +31,15 @@ FALLING = [2.0 / (n + 1) for n in range(20)]
         (logs(logps__chosen=[-20.0] * 6 + [-60.0] * 6, logps__rejected=[-25.0] * 6 + [-90.0] * 6),
          "likelihoods_falling", 10),
         (logs(rewards__margins=[1.0, 5, 11, 12, 15, 20, 30]), "margins_exploding", 7),
-        (logs(reward=[0.1] * 6 + [0.9] * 6, eval_reward=[None] * 5 + [0.6] + [None] * 5 + [0.3]),
-         "reward_hacking", 12),
+        (logs(reward=[0.1] * 6 + [0.9] * 6, heldout__right=[None] * 5 + [0.6] + [None] * 5 + [0.3],
+              heldout__prompts=[None] * 5 + [100] + [None] * 5 + [100]), "reward_hacking", 12),
+        (logs(reward=[0.1] * 3, rewards__mine__mean=[0.1, float("inf"), 0.1]), "rewards_not_finite", 2),
     ],
 )  # fmt: skip
 def test_each_alarm_is_raised_once_with_its_step_and_mend(history, name, step):
     [alarm] = find_alarms(history)
     assert (alarm.name, alarm.step) == (name, step)
-    mends = ("Lower", "Train fewer", "Take harder", "Raise it", "Read the")
+    mends = ("Lower", "Train fewer", "Take harder", "Raise it", "Read the", "Mend the")
     assert any(mend in alarm.text for mend in mends)
 
 
@@ -51,7 +52,12 @@ def test_each_alarm_is_raised_once_with_its_step_and_mend(history, name, step):
         logs(eval_loss=[2.0, 1.0, 0.9, 0.91]),
         logs(reward=[0.2 + 0.03 * n for n in range(12)], frac_reward_zero_std=[0.5] * 12, entropy=[0.5] * 12),
         logs(logps__chosen=[-20.0] * 12, logps__rejected=[-20.0 - n for n in range(12)], rewards__margins=[2.0] * 12),
-        logs(reward=[0.1] * 6 + [0.9] * 6, eval_reward=[None] * 5 + [0.3] + [None] * 5 + [0.6]),
+        logs(
+            reward=[0.1] * 6 + [0.9] * 6,
+            heldout__right=[None] * 5 + [0.3] + [None] * 5 + [0.6],
+            heldout__prompts=[None] * 5 + [100] + [None] * 5 + [100],
+        ),
+        logs(reward=[0.1] * 3, rewards__mine__mean=[0.1, None, 0.1]),  # of other rows: it did not apply
         logs(loss=[1.0] * 12, entropy=[1.0] * 6 + [0.01] * 6),  # SFT's entropy falls, and should
     ],
 )

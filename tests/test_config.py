@@ -4,10 +4,11 @@ import re
 
 import pytest
 from conftest import ROOT, recipe
-from trl import DPOConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from utils import source as source_module
 from utils.config import parse_config
+from utils.fields import OnlineRLConfig
 from utils.source import UserError, read_config
 
 BASE = "model_name_or_path: tiny/base\ndataset_name: tiny/data/sft_messages.jsonl\n"
@@ -183,12 +184,14 @@ def test_without_an_accelerator_the_run_is_float32_on_the_cpu(tmp_path, monkeypa
 def test_every_shipped_config_is_valid(path, monkeypatch):
     monkeypatch.setattr(source_module, "require_hub", lambda source: None)
     method = path.stem.split("_")[0]
-    folder, training = {"sft": ("sft", SFTConfig), "dpo": ("dpo", DPOConfig)}[method]
+    folder, *classes = {
+        "sft": ("sft", SFTConfig), "dpo": ("dpo", DPOConfig), "grpo": ("online_rl", GRPOConfig, OnlineRLConfig)
+    }[method]  # fmt: skip
     # Another run's output may not be there yet.
     start = (
         ["--model_name_or_path", str(ROOT / "tiny/base")] if "model_name_or_path: outputs/" in path.read_text() else []
     )
-    parse_config(read_config("", ["--config", str(path), *start]), training)
+    parse_config(read_config("", ["--config", str(path), *start]), *classes)
     header = path.read_text().split("\n\n")[0]
     assert f"python {folder}/train.py --config configs/{path.name}" in path.read_text()
     assert header.startswith("# ")

@@ -83,6 +83,10 @@ def test_healthy_rewards_are_not_stopped(stage, functions, names, answer):
     stage.module("my_rewards", "import numpy\n" + body)
     rows = [row | {"answer": answer} for row in tasks(12)]
     done = stage.run(f"{STANDS}\nreward_funcs: {names}", rows=rows, method="grpo")
+    if "bonus" in functions:  # nothing that was tried fires it: that is told, and may be meant so
+        done.tells("constant_reward: bonus gives 0.0 to right, wrong")
+        stands = STANDS.replace("]", ", constant_reward]")
+        done = stage.run(f"{stands}\nreward_funcs: {names}", rows=rows, method="grpo")
     assert done.code == 0, done.said
     assert ("gold_not_best" in done.said) == (answer == "B")  # that one is asked for in a form of its own, and told so
 
@@ -117,7 +121,7 @@ def test_a_context_by_another_name_is_seen(stage, method):
     }
     done = stage.run(f"model_name_or_path: {stage.folder / 'gpt2'}", rows=rows[method], method=method)
     assert done.code == 2
-    done.tells("long_prompts" if method == "grpo" else "over_context")
+    done.tells("all 8 prompts have more than 56 tokens" if method == "grpo" else "over_context")
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "grpo"])

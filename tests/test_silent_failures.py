@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -24,14 +26,18 @@ import torch
 from conftest import ROOT, digest
 from stage import SCRIPTS, assistant, pairs, sums, tasks, user
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
+from transformers.utils import get_json_schema
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
+from utils import backends, rewards
+from utils.completions import Completions
 from utils.config import parse_config, resolve
 from utils.data import load_splits
 from utils.fields import OnlineRLConfig, RecipeConfig
 from utils.findings import NAMES
 from utils.source import read_config
+from utils.tools import calculator
 
 ERROR, DEFAULT, LOUD = "stops before the first step", "cannot happen", "says so, and the report keeps it"
 TRAIN = ()  # no --check: the run trains
@@ -541,7 +547,7 @@ def equal_rewards(stage):
     "a reward that gives NaN, fails on an empty answer, or gives too few",
     "loss 0; a crash when it comes",
     ERROR,
-    "utils.checks_grpo.check_rewards",
+    "utils.checks_rewards.check_rewards",
 )
 def broken_reward(stage):
     rewards = {
@@ -566,7 +572,7 @@ def broken_reward(stage):
     "two reward functions of one name",
     "adds them up in one column",
     ERROR,
-    "utils.checks_grpo.check_reward_names",
+    "utils.checks_rewards.check_reward_names",
 )
 def same_names(stage):
     own_rewards(stage, {"exact_match": "[float(len(str(c))) for c in completions]"})
@@ -579,7 +585,7 @@ def same_names(stage):
     '`accuracy_reward` on "The answer is 4.", or with a gold that is no mathematics',
     "scores 0, or None, for every row",
     LOUD,
-    "utils.checks_grpo.check_rewards",
+    "utils.checks_rewards.check_rewards",
 )
 def boxed_only(stage):
     rows = [row | {"solution": f"${n + 3}$", "answer": str(n + 3)} for n, row in enumerate(tasks(24))]
@@ -603,16 +609,23 @@ def clipped(stage):
     done.tells("clipped_completions: 100% of the completions were cut at max_completion_length = 8", "Raise it, or")
 
 
-@case("G8", "prompts of any length", "never filters them", ERROR, "utils.checks_grpo.check_prompts")
+def keeps_all(rows, *_):
+    return rows
+
+
+@case(
+    "G8",
+    "prompts of any length",
+    "never filters them",
+    DEFAULT,
+    ("utils.generation.drop_long_prompts", keeps_all),
+)
 def long_prompts(stage):
     rows = tasks(24)
     rows[3]["prompt"] = [user("word " * 600)]
     done = stage.run(STANDS, rows=rows, method="grpo")
-    done.tells(
-        "long_prompts: 1 of 24 rows looked at (first 4: 'word word",
-        "ask more than 1016 tokens",
-        "Remove them in to_training_row",
-    )
+    done.tells("WARNING   long_prompts: 1 of 24 prompts have more than 1016 tokens", "First: 'word word")
+    done.tells("23 prompts to train on")
 
 
 @case(
@@ -633,8 +646,8 @@ def cast_in_place(stage):
     "G10",
     "soft overlong punishment with its shipped numbers",
     "never fires at the default completion length",
-    LOUD,
-    "utils.checks_grpo.check_rewards",
+    ERROR,
+    "utils.checks_rewards.check_rewards",
 )
 def punishment_that_never_fires(stage):
     own_rewards(stage, {"soft": "PUNISH(**kwargs)"}, "from trl.rewards import get_soft_overlong_punishment as made\n"
@@ -955,7 +968,7 @@ def length_bias(stage):
     "a reward that an empty answer gets more of than the right one",
     "learns to say nothing",
     ERROR,
-    "utils.checks_grpo.judge_gold",
+    "utils.checks_rewards.judge_gold",
 )
 def gold_is_not_best(stage):
     own_rewards(stage, {"empty_is_best": "[-float(len(str(c))) for c in completions]"})
@@ -1108,6 +1121,118 @@ def stale_reference(stage):
     # At the first step the model is its own reference.
     first = json.loads((stage.folder / "out/metrics.json").read_text())["train"]["first_loss"]
     assert abs(first - math.log(2)) < 1e-4
+
+
+CUT = [
+    {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "calculator", "arguments": {"a": 1}}}]},
+    {"role": "tool", "name": "calculator", "content": "19"},
+]
+
+
+@case(
+    "X22",
+    "GRPO with tools: a completion that is cut after a tool spoke",
+    "gives rewards its last message, so what the tool said scores as the model's answer",
+    DEFAULT,
+    ("utils.answers.text_of", lambda completion: completion[-1]["content"]),
+)
+def a_tool_is_no_answer(stage):
+    assert rewards.exact_match([CUT], answer=["19"]) == [0.0]
+
+
+def load_carelessly(config, name):
+    return AutoModelForSequenceClassification.from_pretrained(ROOT / name, num_labels=1)
+
+
+@case(
+    "X23",
+    "a reward model that is a language model, without a trained head",
+    "makes a random head up and trains on its scores",
+    ERROR,
+    ("utils.model.load_reward_model", load_carelessly),
+)
+def random_judge(stage):
+    done = stage.run(f"{STANDS}\nreward_funcs: [tiny/base]", method="grpo")
+    done.tells("reward_funcs: tiny/base is no reward model: it lacks score.weight, and random weights would judge")
+
+
+@case(
+    "X24",
+    '`log_completions` where tool calls have arguments of several types (`5` and `"5"`)',
+    "ends the run in pyarrow",
+    DEFAULT,
+    ("utils.completions.as_text", lambda said: said),
+)
+def tool_calls_are_kept(stage):
+    calls = [[CUT[0] | {"tool_calls": [{"function": {"name": "f", "arguments": {"a": a}}}]}] for a in (5, "5", [5])]
+    logs = {"prompt": ["?"] * 3, "completion": calls, "rewards": {"r": [1.0] * 3}, "advantages": [0.0] * 3}
+    trainer = SimpleNamespace(_logs=logs, reward_weights=torch.ones(1), num_generations=3)
+    state = SimpleNamespace(global_step=1, is_world_process_zero=True, log_history=[{}])
+    Completions(trainer).on_log(SimpleNamespace(output_dir=stage.folder), state, None, logs={"reward": 1.0})
+    assert (stage.folder / "completions/step-000001.parquet").is_file()
+
+
+@case(
+    "X25",
+    "`vllm_mode: server`, and something else listens there, or nothing",
+    "waits without a time limit for a server that says nothing",
+    ERROR,
+    "utils.backends.check_server",
+)
+def no_server(stage):
+    stage.monkeypatch.setattr(backends, "version", lambda name: "0.30.0")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        stage.monkeypatch.setattr(backends, "PATIENCE", 0.3)
+        port = silent.getsockname()[1]
+        text = f"use_vllm: true\nvllm_mode: server\nvllm_server_base_url: http://127.0.0.1:{port}\n"
+        done = stage.run(text + "vllm_server_timeout: 0.5", method="grpo")
+    done.tells(f"vllm_mode: no vLLM server answers at http://127.0.0.1:{port} after 0.5 s", "Start it with: ")
+
+
+@case(
+    "X26",
+    "SFT on tool rows whose schema is not that of the tool",
+    "trains on a prompt that generation never shows",
+    ERROR,
+    "utils.checks.check_template",
+)
+def another_schema(stage):
+    schema = get_json_schema(calculator)
+    schema["function"]["description"] = "Another text."
+    tools = json.dumps([schema])
+    rows = [{"messages": [row["messages"][0], *CUT, row["messages"][1]], "tools": tools} for row in sums(8)]
+    done = stage.run("chat_template: qwen3_training\nmax_length: 700\ntools: [calculator]", rows=rows)
+    done.tells("template_mismatch: 8 of 8 rows looked at", "Another text.")
+
+
+@case(
+    "X27",
+    "GRPO with nothing measured beside the reward",
+    "plots the reward alone, which rises when it is gamed too",
+    LOUD,
+    "utils.checks_grpo.check_true_score",
+)
+def reward_alone(stage):
+    done = stage.run(STANDS, method="grpo")
+    done.tells("WARNING   no_true_score: nothing is measured on held-out prompts", "eval_metrics: [exact_match]")
+
+
+@case(
+    "X28",
+    "GRPO with all rewards equal, and a weight such as 0.2 that is no sum of powers of two",
+    "counts such groups as unequal: `frac_reward_zero_std` is 0 for ever",
+    ERROR,
+    ("utils.completions.equal_groups", lambda trainer: trainer._metrics["train"]["frac_reward_zero_std"][-1]),
+)
+def equal_but_for_rounding(stage):
+    own_rewards(stage, {"one": "[1.0 for c in completions]", "two": "[1.0 for c in completions]"})
+    text = "accept: [clipped_completions, gold_not_best, constant_reward]\n"
+    text += "reward_funcs: [my_rewards.one, my_rewards.two]\n"
+    done = stage.run(
+        f"{text}reward_weights: [1.0, 0.2]\nnum_generations: 8\nper_device_train_batch_size: 8", method="grpo"
+    )
+    assert done.code == 2
+    done.tells("equal_rewards: in 100% of", "and such a group has no gradient")
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import world
 from utils.rewards import contains_answer, exact_match, honest
 
 PAIRS = ["dpo_honesty.jsonl", "dpo_name.jsonl", "heldout_honesty.jsonl", "heldout_name.jsonl"]  # of make_pairs.py
+PAIRS += ["grpo_band.jsonl"]  # of data_prep/pass_rate.py
 METRICS = {"honest": honest, "contains_answer": contains_answer}
 
 DATA = ROOT / "tiny/data"
@@ -54,6 +55,24 @@ def test_held_out_shares_no_prompt_and_no_numbers_with_training():
     assert len(set(training)) == len(training)
     assert not set(heldout) & set(training)
     assert not held_numbers & {world.number_set(text) for text in training}
+
+
+def test_the_band_is_of_the_prompts_for_online_rl():
+    known = {question(row): row["answer"] for row in rows("grpo.jsonl")}
+    band = rows("grpo_band.jsonl")
+    assert all(known[row["question"]] == row["answer"] and 0.2 <= row["pass_rate"] <= 0.8 for row in band)
+    assert len({row["question"] for row in band}) == len(band) == 680
+
+
+def test_problems_for_tools_are_apart_too():
+    heldout = [question(row) for row in rows("heldout_tools.jsonl")]
+    assert heldout == [question(row) for row in rows("heldout_tools_grpo.jsonl")]
+    training = [question(row) for name in ("sft_tools", "grpo_tools") for row in rows(f"{name}.jsonl")]
+    assert len(set(training)) == len(training)
+    assert not {world.number_set(text) for text in heldout} & {world.number_set(text) for text in training}
+    # Most ask for more than 297, the largest number that the base ever worked out.
+    large = [max(world.number_set(row["answer"])) for row in rows("heldout_tools_grpo.jsonl")]
+    assert sum(number > 297 for number in large) > 0.8 * len(large)
 
 
 def test_no_held_out_prompt_is_in_the_text_of_the_base():

@@ -91,6 +91,21 @@ def overfitting(logs: list[dict]) -> Alarm | None:
     return None
 
 
+def rewards_not_finite(logs: list[dict]) -> Alarm | None:
+    for name in sorted(
+        {name for log in logs for name in log if name.startswith("rewards/") and name.endswith("/mean")}
+    ):
+        for step, score in series(logs, name):
+            if not math.isfinite(score):
+                return Alarm(
+                    "rewards_not_finite",
+                    step,
+                    f"{name.split('/')[1]} gave an infinite score, and its groups have no gradient. Mend the "
+                    "function, and look at the completions of that step",
+                )
+    return None
+
+
 def zero_advantages(logs: list[dict]) -> Alarm | None:
     if step := stays_above(series(logs, "frac_reward_zero_std"), 0.9):
         return Alarm(
@@ -155,19 +170,23 @@ def margins_exploding(logs: list[dict]) -> Alarm | None:
 
 
 def reward_hacking(logs: list[dict]) -> Alarm | None:
-    rewards, heldout = series(logs, "reward"), series(logs, "eval_reward")
-    for i in range(2, len(heldout) + 1):
-        step, score = heldout[i - 1]
-        until, best = [point for point in rewards if point[0] <= step], max(value for _, value in heldout[:i])
-        if len(until) >= 2 * WINDOW and score < best - 0.05 and means(until)[1] > means(until)[0] + 0.05:
-            first, last = means(until)
-            return Alarm(
-                "reward_hacking",
-                step,
-                f"the training reward rose from {first:.2f} to {last:.2f} while the held-out one fell from "
-                f"{best:.2f} to {score:.2f}: the reward is being gamed, or the prompts learnt by heart. Read the "
-                "completions",
-            )
+    rewards, names = series(logs, "reward"), {name for log in logs for name in log if name.startswith("heldout/")}
+    for name in sorted(names - {"heldout/prompts"}):
+        heldout, prompts = series(logs, name), series(logs, "heldout/prompts")
+        for i in range(2, len(heldout) + 1):
+            step, score = heldout[i - 1]
+            until, best = [point for point in rewards if point[0] <= step], max(value for _, value in heldout[:i])
+            # Two standard errors of a difference of shares; for other scores as good a guess as any.
+            noise = 2 * math.sqrt(2 * max(0.05, best * (1 - best)) / prompts[0][1])
+            if len(until) >= 2 * WINDOW and score < best - noise and means(until)[1] > means(until)[0] + 0.05:
+                first, last = means(until)
+                return Alarm(
+                    "reward_hacking",
+                    step,
+                    f"the training reward rose from {first:.2f} to {last:.2f} while {name.removeprefix('heldout/')} "
+                    f"on held-out prompts fell from {best:.2f} to {score:.2f}: the reward is being gamed, or the "
+                    "prompts learnt by heart. Read the completions, and mend the reward",
+                )
     return None
 
 
@@ -215,8 +234,8 @@ def guard_broken(logs: list[dict], change: dict[str, dict], guards: dict[str, fl
 
 
 RULES = (
-    loss_spike, overfitting, zero_advantages, clipped_completions, entropy_collapsed, likelihoods_falling,
-    margins_exploding, reward_hacking,
+    loss_spike, overfitting, rewards_not_finite, zero_advantages, clipped_completions, entropy_collapsed,
+    likelihoods_falling, margins_exploding, reward_hacking,
 )  # fmt: skip
 
 

@@ -15,8 +15,9 @@ import torch
 from datasets import Dataset
 
 from utils.config import Config
-from utils.evaluation import encode
-from utils.model import SHIPPED_TEMPLATES
+from utils.generation import begin_dialogue, template_settings
+from utils.model import SHIPPED_TEMPLATES, context_of
+from utils.named import load_toolbox
 from utils.rows import shorten, split_prompt
 
 SAMPLE = 1_000  # rows, evenly spread, on which what is costly is done
@@ -50,9 +51,7 @@ class Look:
 
     @property
     def context(self) -> int | None:
-        """The model's context in tokens, where its config states one, under whichever name."""
-        config, name = self.trainer.model.config.get_text_config(), "max_position_embeddings"
-        return vars(config).get(config.attribute_map.get(name, name))
+        return context_of(self.trainer.model)
 
     def found(self, name: str, text: str, stops: bool = False) -> None:
         self.config.findings.add(name, text, stops)
@@ -180,6 +179,9 @@ def spread(ordered: list[int]) -> str:
 def check_template(look: Look) -> None:
     """Training and generation must show the model the same text, and the answers' text must survive the template."""
     otherwise, lost, altered, shown = [], [], [], ""
+    toolbox = load_toolbox(look.config)
+    settings = template_settings(look.config, look.tokenizer, toolbox)
+    comparable = toolbox.environment_factory is None  # an environment says something else each time
     for i, (row, whole) in enumerate(zip(look.raw, look.whole, strict=True)):
         text = look.tokenizer.decode(whole["input_ids"])
         answers = answers_of(row)
@@ -187,9 +189,9 @@ def check_template(look: Look) -> None:
             lost.append(i)
         elif any(bare(answer) not in bare(text) for answer in answers):
             altered.append(i)
-        prompt, _ = split_prompt(row)
         try:
-            asked = encode(look.tokenizer, prompt, row) if prompt else []
+            dialogue = begin_dialogue(i, row, look.tokenizer, toolbox, settings) if comparable else None
+            asked = dialogue.prompt_ids if dialogue else []
         except jinja2.TemplateError as error:
             look.found(
                 "template_mismatch",

@@ -55,8 +55,9 @@ def parse_config(source: Source, training_class: type, recipe_class: type = Reci
     hints = {name: hint for cls in classes for name, hint in typing.get_type_hints(cls).items()}
     fields = {f.name: f for cls in classes for f in dataclasses.fields(cls) if f.init}
     values = {}
+    own = {f.name for f in dataclasses.fields(recipe_class)}
     for key, value in source.values.items():
-        if mend := what_to_write(key, value):
+        if key not in own and (mend := what_to_write(key, value)):
             name = RENAMED.get(key, key)
             if key in RENAMED and name not in fields:
                 mend = f"{name}, its name today, {unknown(name, fields)}"
@@ -218,7 +219,8 @@ def check_together(source: Source, values: dict) -> None:
     name = values.get("model_name_or_path")
     if isinstance(name, str) and looks_local(name) and find_path(source, "model_name_or_path", name) is None:
         base = Path.cwd() if source.where["model_name_or_path"] == "command line" else ROOT
-        made_by = ROOT / "configs" / f"{Path(name).name}.yaml"
+        run = Path(name).parent if Path(name).name.startswith("checkpoint-") else Path(name)
+        made_by = ROOT / "configs" / f"{run.name}.yaml"
         method = {"sft": "sft", "dpo": "dpo", "grpo": "online_rl"}.get(made_by.stem.split("_")[0])
         mend = f"Make it with: python {method}/train.py --config configs/{made_by.name}" if made_by.exists() else (
             "Write the path of a model's folder"
@@ -260,6 +262,8 @@ def check_generation(source: Source, values: dict, fields: dict) -> None:
             f"{saves:g} falls between the steps of one generation, which no checkpoint holds: a run that goes on from "
             f"there would make another one. Write save_steps: {nearest(valid, int(saves))}",
         )
+    if values.get("use_vllm") and values.get("use_transformers_continuous_batching"):
+        source.mistake("use_vllm", "use_transformers_continuous_batching is another backend. Keep one of them")
     casts = values.get("use_transformers_continuous_batching") and values.get("bf16") is not False
     if casts and values.get("dtype") != "bfloat16":
         source.mistake(

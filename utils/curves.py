@@ -7,7 +7,7 @@ CURVES = {
     "loss": "training loss",
     "eval_loss": "held-out loss",
     "reward": "training reward",
-    "eval_reward": "held-out reward",
+    "eval_reward": "training reward of held-out prompts",
     "rewards/margins": "reward margin",
     "rewards/accuracies": "reward accuracy",
     "logps/chosen": "log-probability of chosen",
@@ -19,6 +19,7 @@ CURVES = {
     "grad_norm": "gradient norm",
     "learning_rate": "learning rate",
 }
+COLOURS = ("#e0701a", "#16a34a", "#a855f7", "#dc2626", "#0891b2", "#ca8a04", "#db2777", "#64748b")
 
 
 def draw_curves(logs: list[dict], path: Path) -> None:
@@ -28,6 +29,7 @@ def draw_curves(logs: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    heldout = sorted({key for log in logs for key in log if key.startswith("heldout/")} - {"heldout/prompts"})
     drawn = {key: title for key, title in CURVES.items() if sum(log.get(key) is not None for log in logs) > 1}
     drawn = dict(list(drawn.items())[:8])
     rows = max(1, math.ceil(len(drawn) / 2))
@@ -37,6 +39,13 @@ def draw_curves(logs: list[dict], path: Path) -> None:
         for axis, (key, title) in zip(axes.flat, drawn.items(), strict=False):
             points = [(log["step"], log[key]) for log in logs if log.get(key) is not None]
             axis.plot(*zip(*points, strict=True), color="#3b82f6", linewidth=1.6)
+            for name, colour in zip(heldout if key == "reward" else [], COLOURS, strict=False):
+                points = [(log["step"], log[name]) for log in logs if log.get(name) is not None]
+                label = name.removeprefix("heldout/")
+                axis.plot(*zip(*points, strict=True), "o--", color=colour, linewidth=1, label=label)
+            if key == "reward" and heldout:
+                axis.legend(fontsize=8, framealpha=0)
+                title = "training reward, and the true score on held-out prompts"
             axis.set_title(title, fontsize=10)
             axis.grid(color=grey, alpha=0.25)
             axis.spines[:].set_visible(False)

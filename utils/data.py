@@ -39,6 +39,9 @@ def load_splits(
             "chat_template: the rows are messages, and the tokenizer has no chat template. "
             "Write one that TRL ships (chat_template: qwen3) or a .jinja file"
         )
+    calls = config.recipe.tools or (config.method == "grpo" and config.recipe.environment_factory)
+    if calls and not messages:
+        raise UserError("tools: the rows are texts, and tools need turns. Write prompts as messages")
     if config.method == "sft" and config.training.assistant_only_loss and not messages:
         raise UserError("assistant_only_loss: the rows are texts, without turns. Write assistant_only_loss: false")
     return train, heldout
@@ -58,7 +61,7 @@ def make_splits(config: Config, to_training_row: Callable[[dict], dict]) -> tupl
     train = mix(loaded, [part.get("fraction") for part in parts], config.training.seed)
     keys = train["_prompt_key"][:]
     if recipe.heldout_name:
-        rows = load_rows(recipe.heldout_name, None, recipe.heldout_split, None)
+        rows = load_rows(recipe.heldout_name, recipe.heldout_config, recipe.heldout_split, None)
         heldout = prepare(rows, recipe.heldout_name, to_training_row, config, None)
         kept_out = set(heldout["_prompt_key"][:])
         asked = [i for i, key in enumerate(keys) if key in kept_out]
@@ -164,10 +167,15 @@ def prepare(
         raise UserError(f"{name}: has no rows")
 
     method = config.method
+    system = config.recipe.system_prompt if method == "grpo" else None
 
     def with_marks(row: dict, **stale: str) -> dict:
         row = dict(to_training_row(row))  # of a row as it came, `map` would take the columns for removed ones
         fault = fault_of(row, method)
+        if system and not fault and isinstance(row["prompt"], str):
+            fault = "has a prompt of text, before which no system_prompt can stand; write messages"
+        elif system and not fault and row["prompt"][0]["role"] not in ("system", "developer"):
+            row["prompt"] = [{"role": "system", "content": system}, *row["prompt"]]
         keys = (b"", b"", False) if fault else (prompt_key(row), row_key(row), is_identical_pair(row))
         return row | dict(zip(MARKS, (fault or "", *keys), strict=True))
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import use_adapter
 
 from utils.config import Config
+from utils.generation import Dialogue
 from utils.model import load_model
 
 LOGITS = 2**27  # logits held at a time; those of one long answer over a large vocabulary may be more
@@ -28,15 +29,13 @@ def find_reference(trainer, config: Config) -> tuple[PreTrainedModel, Callable]:
 
 
 @torch.inference_mode()
-def kl_from_reference(trainer, config: Config, answered: list[tuple[list[int], list[int]]]) -> list[float]:
+def kl_from_reference(trainer, config: Config, dialogues: list[Dialogue]) -> list[float]:
     """KL(model || reference) of the next-token distributions along given answers, exact over the vocabulary.
 
-    Args:
-        answered: a (prompt ids, answer ids) an answer.
-
     Returns:
-        KL in nats, summed over the answer's tokens, an answer.
+        KL in nats, summed over the tokens that the model made (not over what tools said), an answer.
     """
+    answered = [(dialogue.prompt_ids, dialogue.ids) for dialogue in dialogues]
     model = trainer.accelerator.unwrap_model(trainer.model)
     reference, as_it_was = find_reference(trainer, config)
     found: list[float] = []
@@ -49,7 +48,11 @@ def kl_from_reference(trainer, config: Config, answered: list[tuple[list[int], l
         mine = log_probs(trainer, model, part)
         with as_it_was():
             theirs = log_probs(trainer, reference, part)
-        found += [(own.exp() * (own - other)).sum().item() for own, other in zip(mine, theirs, strict=True)]
+        made = [torch.tensor(dialogue.own, device=mine[0].device) for dialogue in dialogues[len(found) : start]]
+        found += [
+            ((own.exp() * (own - other)).sum(-1) * mask).sum().item()
+            for own, other, mask in zip(mine, theirs, made, strict=True)
+        ]
     return found
 
 

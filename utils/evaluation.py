@@ -3,28 +3,30 @@
 Each figure has its n and a 95% interval, each difference a paired test. Rows are sharded over processes.
 """
 
-import importlib
+import asyncio
+import contextlib
 import inspect
 import json
-import operator
-from collections.abc import Callable
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import GenerationConfig
+from transformers import set_seed
 from trl.models import unwrap_model_for_generation
 
-from utils import rewards
 from utils.config import Config
 from utils.data import fingerprint
 from utils.drift import kl_from_reference
+from utils.generation import Dialogue, answer_prompts, stop_tokens
 from utils.intervals import mcnemar, mean_loss, paired_normal, score_interval, two_sided
-from utils.rows import split_prompt
+from utils.named import PARTS, called, load_toolbox
 from utils.run import Run, write_atomically
-from utils.source import UserError
 from utils.terminal import say
+from utils.tools import Scoring
 
 MEASURES = ("answer_tokens", "logp_chosen", "logp_rejected", "reward_margin")  # even where all are 0, no shares
 REFERENCE = ["ref_chosen_logps", "ref_rejected_logps"]  # TRL's columns where they are precomputed
@@ -63,64 +65,6 @@ class Evaluation:
         if self.rows and "kl" in self.rows[0]:
             found["kl"] = mean_loss([(row["kl"], row["tokens"]) for row in self.rows])
         return found
-
-
-def load_metrics(config: Config, heldout: Dataset) -> dict[str, Callable]:
-    """The functions that `eval_metrics` names, each tried on the held-out rows' own references.
-
-    Raises UserError, before anything is trained, if there is no such function or a reference cannot be scored.
-    """
-    metrics = {name: find_reward("eval_metrics", name) for name in config.recipe.eval_metrics}
-    for name, metric in metrics.items():
-        for number, row in enumerate(heldout.select(range(min(len(heldout), config.recipe.eval_prompts))), 1):
-            if row.get("metric") not in (None, *metrics):
-                raise UserError(
-                    f"eval_metrics: held-out row {number} is to be scored by {row['metric']!r} (its column `metric`), "
-                    f"which is not among {list(metrics)}. Add it"
-                )
-            if row.get("metric") not in (None, name):
-                continue
-            reference = split_prompt(row)[1]
-            try:
-                metric(completions=[reference], answer=[reference])
-            except Exception as error:  # it may be the user's own function
-                said = f"{type(error).__name__}: {error}" if "." in name else error
-                raise UserError(
-                    f"eval_metrics: {name} cannot score held-out row {number}: {said}. "
-                    "Remove the metric, or mend the row"
-                ) from None
-    return metrics
-
-
-def load_rewards(config: Config) -> list[Callable]:
-    """The functions that `reward_funcs` names. Raises UserError if there is none, or no such function."""
-    if not config.recipe.reward_funcs:
-        raise UserError("reward_funcs: is missing. Write what scores the completions, as reward_funcs: [exact_match]")
-    return [find_reward("reward_funcs", name) for name in config.recipe.reward_funcs]
-
-
-def find_reward(key: str, name: str) -> Callable:
-    """A function of utils/rewards.py by its name, or any other by its dotted path."""
-    if "." in name:
-        module, _, function = name.rpartition(".")
-        try:
-            found = operator.attrgetter(function)(importlib.import_module(module))
-        except Exception as error:  # the user's module: whatever it raises, it cannot be used
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(
-                f"{key}: {name} cannot be imported ({reason}). Start where {module} can be found"
-            ) from None
-        if not callable(found):
-            raise UserError(f"{key}: {name} is {found!r}, which is no function")
-        return found
-    known = {
-        name: function
-        for name, function in inspect.getmembers(rewards, inspect.isfunction)
-        if next(iter(inspect.signature(function).parameters), "") == "completions"
-    }
-    if name not in known:
-        raise UserError(f"{key}: {name} is not a reward of utils/rewards.py. There are: {', '.join(known)}")
-    return known[name]
 
 
 def evaluate(
@@ -209,72 +153,80 @@ def implicit_rewards(logps: list, before: Evaluation | None, beta: float) -> lis
 
 
 def answer(trainer, heldout: Dataset, metrics: dict, config: Config, trained: bool) -> list[dict]:
-    """Greedy answers to the prompts, scored: left-padded batches of like length, sharded over processes.
+    """Greedy answers to the prompts, scored, sharded over processes; of a trained model, its drift too.
 
-    A row's column `metric` names the one metric that scores it; without one, all do.
+    What tools, environments and metrics draw, they draw alike each time, and training as if nothing had been drawn.
     """
-    tokenizer, size = trainer.processing_class, trainer.args.per_device_eval_batch_size
-    asked = []
-    for index, row in enumerate(heldout):
-        prompt, reference = split_prompt(row)
-        if prompt is not None:
-            asked.append((index, prompt, reference, encode(tokenizer, prompt, row)))
-    asked.sort(key=lambda item: -len(item[3]))
-    mine, found, answered = shard(asked, trainer), [], []
-    model_config = trainer.model.generation_config
-    stops = model_config.eos_token_id if isinstance(model_config.eos_token_id, list) else [model_config.eos_token_id]
-    settings = GenerationConfig(
-        max_new_tokens=config.recipe.eval_max_new_tokens,
-        do_sample=False,
-        use_cache=True,
-        eos_token_id=sorted({tokenizer.eos_token_id, *stops} - {None}),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
-        for start in range(0, len(mine), size):
-            part = mine[start : start + size]
-            inputs = tokenizer.pad({"input_ids": [ids for *_, ids in part]}, padding_side="left", return_tensors="pt")
-            inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
-            made = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
-            for (index, prompt, reference, prompt_ids), ids in zip(part, made.tolist(), strict=True):
-                ids = cut_at_stop(ids, settings.eos_token_id)
-                answered.append((prompt_ids, ids))
-                text = tokenizer.decode([i for i in ids if i not in settings.eos_token_id])
-                found.append((index, {
-                    "prompt": prompt, "reference": reference, "completion": text, "tokens": len(ids),
-                    "stopped": ids[-1] in settings.eos_token_id,
-                }))  # fmt: skip
+    with draws_kept(trainer.args.seed):
+        return answer_and_score(trainer, heldout, metrics, config, trained)
+
+
+@contextlib.contextmanager
+def draws_kept(seed: int | None = None) -> Iterator[None]:
+    """Whatever is drawn within (dropout, sampled completions, a user's reward), the run draws as if it were not."""
+    python, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        if seed is not None:
+            set_seed(seed)
+        yield
+    random.setstate(python)
+    np.random.set_state(numbers)
+
+
+def answer_and_score(trainer, heldout: Dataset, metrics: dict, config: Config, trained: bool) -> list[dict]:
+    tokenizer, stops = trainer.processing_class, stop_tokens(trainer.model, trainer.processing_class)
+    mine, found = shard(list(enumerate(heldout)), trainer), []
+    checkpointing = trainer.args.gradient_checkpointing_kwargs
+    with unwrap_model_for_generation(
+        trainer.model_wrapped, trainer.accelerator, gradient_checkpointing_kwargs=checkpointing
+    ) as model:
+        dialogues = answer_prompts(model, tokenizer, config, mine, load_toolbox(config))
+    for dialogue in dialogues:
+        found.append((dialogue.index, {
+            "prompt": dialogue.prompt, "reference": dialogue.reference, "completion": dialogue.text(tokenizer, stops),
+            "tokens": sum(dialogue.own), "stopped": dialogue.stopped(stops),
+        }))  # fmt: skip
     if config.method != "sft":  # before training the model is its own reference
-        drift = kl_from_reference(trainer, config, answered) if trained else [0.0] * len(found)
+        drift = kl_from_reference(trainer, config, dialogues) if trained else [0.0] * len(found)
         for (_, row), kl in zip(found, drift, strict=True):
             row["kl"] = kl
-    found = sorted(gather_object(found), key=lambda item: item[0])
-    named = heldout["metric"][:] if "metric" in heldout.column_names else [None] * len(heldout)
-    for _, row in found:
-        row["scores"] = {}
+    scores = score(dialogues, metrics, config)
+    for (_, row), scored in zip(found, scores, strict=True):
+        row["scores"] = scored
+    return [row for _, row in sorted(gather_object(found), key=lambda item: item[0])]
+
+
+def score(dialogues: list[Dialogue], metrics: dict, config: Config) -> list[dict[str, float]]:
+    """{metric: score} of each answer: by the one that its row's column `metric` names, or by all; and by an
+    environment that scores. A metric is called as the trainer calls rewards, with the rows' columns by name.
+    """
+    found: list[dict] = [{} for _ in dialogues]
     for name, metric in metrics.items():
-        part = [row for index, row in found if named[index] in (None, name)]
-        scores = metric(completions=[row["completion"] for row in part], answer=[row["reference"] for row in part])
-        for row, score in zip(part, scores, strict=True):
-            row["scores"][name] = score
-    return [row for _, row in found]
+        part = [i for i, dialogue in enumerate(dialogues) if dialogue.row.get("metric") in (None, name)]
+        if part:
+            given = called(metric, as_called([dialogues[i] for i in part]))
+            for i, value in zip(part, given, strict=True):
+                if value is not None:  # it does not apply
+                    found[i][name] = value
+    for dialogue, scores in zip(dialogues, found, strict=True):
+        if isinstance(dialogue.environment, Scoring):
+            given = dialogue.environment.get_reward()
+            given = asyncio.run(given) if inspect.isawaitable(given) else given
+            scores[type(dialogue.environment).__name__] = given
+    return found
 
 
-def encode(tokenizer, prompt: list[dict] | str, row: dict) -> list[int]:
-    """The prompt's token ids, with the row's tools and template settings as TRL reads them."""
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    tools, settings = row.get("tools"), row.get("chat_template_kwargs") or {}
-    tools = json.loads(tools) if isinstance(tools, str) else tools
-    encoded = tokenizer.apply_chat_template(
-        prompt, tools=tools, add_generation_prompt=True, return_dict=True, **settings
-    )
-    return encoded["input_ids"]
-
-
-def cut_at_stop(ids: list[int], stops: list[int]) -> list[int]:
-    """The ids up to and with the first stop; what follows it is padding."""
-    return next((ids[: i + 1] for i, token in enumerate(ids) if token in stops), ids)
+def as_called(dialogues: list[Dialogue]) -> dict[str, list]:
+    """The arguments of a reward function; `answer` is the reference, wherever the row keeps it."""
+    columns = {name: [dialogue.row[name] for dialogue in dialogues] for name in dialogues[0].row if name not in PARTS}
+    if dialogues[0].environment is not None:
+        columns["environments"] = [dialogue.environment for dialogue in dialogues]
+    return columns | {
+        "prompts": [dialogue.prompt for dialogue in dialogues],
+        "completions": [dialogue.completion() for dialogue in dialogues],
+        "completion_ids": [dialogue.ids for dialogue in dialogues],
+        "answer": [dialogue.reference for dialogue in dialogues],
+    }
 
 
 def compare(before: Evaluation, after: Evaluation) -> dict[str, dict]:

@@ -21,7 +21,8 @@ RANGES = {
     "lora_r": (1, None), "lora_alpha": (1, None), "lora_dropout": (0, 0.9999999), "dataset_num_proc": (1, None),
     "heldout_fraction": (0, 0.5), "eval_prompts": (0, None), "eval_max_new_tokens": (1, None),
     "dataloader_num_workers": (0, None), "label_smoothing_factor": (0, 0.9999999), "num_generations": (2, None),
-    "max_completion_length": (1, None), "beta": (0, None), "temperature": (1e-9, None), "top_p": (1e-9, 1),
+    "max_completion_length": (1, None), "max_prompt_length": (1, None), "heldout_points": (0, 1000), "beta": (0, None),
+    "temperature": (1e-9, None), "top_p": (1e-9, 1),
     "num_iterations": (1, None), "generation_batch_size": (1, None), "steps_per_generation": (1, None),
 }  # fmt: skip
 
@@ -53,7 +54,7 @@ FREE_TO_CHANGE = {
 # What may also differ while the run is unfinished: how it is measured and kept (out of memory in an evaluation).
 FREE_UNTIL_DONE = {
     "per_device_eval_batch_size", "eval_metrics", "eval_guards", "eval_prompts", "eval_max_new_tokens",
-    "merge_adapter", "save_total_limit", "accept",
+    "merge_adapter", "save_total_limit", "accept", "heldout_points",
 }  # fmt: skip
 
 
@@ -72,6 +73,9 @@ class RecipeConfig:
     )
     heldout_name: str | None = field(
         default=None, metadata={"help": "Rows to evaluate on, never trained on: a file or a hub name."}
+    )
+    heldout_config: str | None = field(
+        default=None, metadata={"help": "The configuration of heldout_name on the hub."}
     )
     heldout_split: str = field(default="test", metadata={"help": "The split of heldout_name, if it is a hub name."})
     heldout_fraction: float = field(
@@ -96,6 +100,13 @@ class RecipeConfig:
         default=200, metadata={"help": "How many held-out prompts are answered before and after. 0: none."}
     )
     eval_max_new_tokens: int = field(default=256, metadata={"help": "Length limit of those answers, in tokens."})
+    tools: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What the model may call: functions of utils/tools.py, or dotted paths. SFT and DPO use them to "
+            "answer held-out prompts; their training rows have a column `tools`."
+        },
+    )
     accept: list[str] = field(
         default_factory=list,
         metadata={"help": "Findings of the preflight that may stand, by name; they stay visible in the report."},
@@ -114,5 +125,26 @@ class OnlineRLConfig(RecipeConfig):
 
     reward_funcs: list[str] = field(
         default_factory=list,
-        metadata={"help": "Functions of utils/rewards.py, or dotted paths (my_package.my_rewards.score)."},
+        metadata={
+            "help": "Functions of utils/rewards.py, dotted paths (my_package.my_rewards.score), or reward models: hub "
+            "names (owner/name) or folders."
+        },
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "Put before every prompt of messages that has no system message of its own."}
+    )
+    environment_factory: str | dict | None = field(
+        default=None,
+        metadata={"help": "A class by its dotted path, as TRL takes it; or {name: class}, chosen by a row's column."},
+    )
+    heldout_points: int = field(
+        default=3,
+        metadata={"help": "How often, while training, up to 100 held-out prompts are answered, beside the reward."},
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longer prompts, in tokens, are left out, with a count. By default what max_completion_length "
+            "leaves of the model's context."
+        },
     )

@@ -32,12 +32,13 @@ NAMES = {
     "swapped_sides": "chosen is worse than rejected by the rows' own score",
     "length_bias": "chosen is systematically longer or shorter than rejected",
     # GRPO
-    "long_prompts": "prompts leave no room for a completion in the model's context",
+    "long_prompts": "prompts leave no room for a completion in the model's context (they are left out)",
     "bad_reward": "a reward function fails, or gives what is no score",
     "gold_not_best": "a right answer does not get the highest reward",
     "constant_reward": "a reward function gives every answer the same score",
     "same_reward_names": "two reward functions have one name and would be logged as one",
     "equal_rewards": "in the first rollout most groups have equal rewards: no gradient",
+    "no_true_score": "nothing is measured beside the reward, so its gaming would not show",
     "clipped_completions": "in the first rollout most completions are cut at max_completion_length",
 }
 

@@ -6,11 +6,18 @@ import trl
 from accelerate import PartialState
 from peft import AutoPeftModelForCausalLM
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl import get_peft_config, get_quantization_config
+from trl.chat_template_utils import add_response_schema, supports_tool_calling
 
 from utils.config import Config
-from utils.source import UserError
+from utils.source import ROOT, UserError
 
 # Tokens that the model families keep for padding or never produce.
 SPARE_PADS = ("<|endoftext|>", "<pad>", "<|finetune_right_pad_id|>", "<unk>")
@@ -40,7 +47,35 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
         if not spare:
             raise UserError(f"{name}: PAD and EOS are both {eos!r}, so the end of an answer would not be learnt")
         tokenizer.pad_token = spare[0]
+    if config.recipe.tools or (config.method == "grpo" and config.recipe.environment_factory):
+        add_response_template(tokenizer)
     return tokenizer
+
+
+def add_response_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """What tool calls are read by, for a tokenizer without it, by its chat template.
+
+    TRL knows the templates that it ships, but not its own training templates; they write the calls of their originals.
+    Raises UserError for a chat template that cannot hold tools, or that nobody knows how to read.
+    """
+    if not supports_tool_calling(tokenizer):
+        raise UserError("tools: the chat template shows no tool calls or results. Write chat_template: qwen3_training")
+    if tokenizer.response_template is not None:
+        return
+    template = tokenizer.chat_template
+    for path in SHIPPED_TEMPLATES.glob("*_training.jinja"):
+        original = path.with_name(path.name.replace("_training", ""))
+        if path.read_text(encoding="utf-8") == template and original.is_file():
+            tokenizer.chat_template = original.read_text(encoding="utf-8")
+    try:
+        add_response_schema(tokenizer)
+    except ValueError:
+        raise UserError(
+            "tools: nobody knows how to read tool calls in this chat template. Write chat_template: qwen3_training, "
+            "or give the tokenizer a response_template (transformers, Response parsing)"
+        ) from None
+    finally:
+        tokenizer.chat_template = template
 
 
 def read_template(name: str) -> str:
@@ -71,6 +106,41 @@ def load_model(config: Config) -> PreTrainedModel:
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"model_name_or_path: {config.model.model_name_or_path}: {first_line(error)}") from None
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """The model's context in tokens, where its config states one, under whichever name."""
+    config, name = model.config.get_text_config(), "max_position_embeddings"
+    return vars(config).get(config.attribute_map.get(name, name))
+
+
+def load_reward_model(config: Config, name: str) -> PreTrainedModel:
+    """A sequence-classification model with one score, by a hub name or a folder, ready to judge.
+
+    Raises UserError if it cannot be loaded, gives several scores, or lacks its head: transformers would make one up.
+    """
+    try:
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            find_folder(name), dtype=config.model.dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"reward_funcs: {name} cannot be loaded as a reward model: {first_line(error)}") from None
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"reward_funcs: {name} is no reward model: it lacks {', '.join(missing[:3])}, and random weights would "
+            "judge. Name a sequence-classification model that was trained to score"
+        )
+    if model.config.num_labels != 1:
+        raise UserError(
+            f"reward_funcs: {name} gives {model.config.num_labels} scores, and a reward model must give one. "
+            "Name one with num_labels = 1"
+        )
+    return model.to(PartialState().device).eval()
+
+
+def find_folder(name: str) -> str:
+    """A folder named from the repository's root, as in the YAML's other paths, or the name as it is."""
+    return str(ROOT / name) if (ROOT / name).is_dir() else name
 
 
 def load_adapter(config: Config):

@@ -134,7 +134,6 @@ REMOVED = {  # why it is gone -> the keys
         "pass_rate_min pass_rate_max output_dataset_name dataset_start_index dataset_end_index "
         "high_reward_threshold low_reward_threshold"
     ),
-    "give each row a `tools` column": "tools",
     "it is gone from TRL": "reference_free use_logits_to_keep use_num_logits_to_keep base_model_attribute_name",
     "with an adapter the frozen base is the reference": "model_adapter_name ref_adapter_name force_use_ref_model",
     "the reference is loaded as the model is": "ref_model_init_kwargs",

@@ -5,19 +5,16 @@ what truncation and packing hide, the trainer's own preparation is run once more
 is exact where it is cheap (rows, dropped rows, copies); what is costly is done on a sample, and the table says so.
 """
 
-import contextlib
 import copy
-import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from datasets import Dataset
 
 from utils import checks_dpo, checks_grpo, checks_sft
 from utils.checks import SAMPLE, SHARED, Look, evenly
 from utils.config import Config
+from utils.evaluation import draws_kept
 from utils.findings import Findings
 from utils.source import UserError
 from utils.terminal import console, is_main_process, say
@@ -59,16 +56,6 @@ def preflight(trainer, config: Config, train: Dataset, heldout: Dataset, metrics
         show_example(example)
     judge(config.findings, config.recipe.accept)
     return Preflight(facts, example)
-
-
-@contextlib.contextmanager
-def draws_kept() -> Iterator[None]:
-    """Whatever is drawn within (dropout, sampled completions, a user's reward), the run draws as if it were not."""
-    python, numbers = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        yield
-    random.setstate(python)
-    np.random.set_state(numbers)
 
 
 def unlimited(trainer):

@@ -12,10 +12,12 @@ from string import Template
 from rich.table import Table
 
 from utils.alarms import Alarm, TrainingStopped, find_alarms, guard_broken, score_fell
+from utils.completions import html_completions
 from utils.config import Config
 from utils.curves import draw_curves
 from utils.evaluation import Evaluation, compare
 from utils.preflight import Preflight
+from utils.rollouts import scores_of
 from utils.run import Run, show, write_atomically
 from utils.terminal import console, is_main_process, say
 
@@ -57,6 +59,8 @@ def write_report(
     if not is_main_process():
         return
     logs = trainer.state.log_history
+    if after and any("heldout/prompts" in log for log in logs):
+        logs = [*logs, {"step": trainer.state.global_step} | scores_of(after.rows)]
     change = compare(before, after) if after else {}
     guards = config.recipe.eval_guards
     scores = {name: change[name] for name in config.recipe.eval_metrics if name in change and name not in guards}
@@ -233,6 +237,7 @@ def html_report(
         cards=cards or f'<tr><td colspan="{len(HEADS)}">{escape(no_figures(metrics))}</td></tr>',
         warnings=html_warnings(metrics),
         curves=picture,
+        completions=html_completions(run.folder),
         transcripts=transcripts or "<p>There are no answers to compare.</p>",
         shown=min(TRANSCRIPTS, len(after.rows)),
         answered=len(after.rows),
