@@ -8,13 +8,20 @@ Held-out and training never share a prompt, nor the numbers of one (see world.py
 import argparse
 import json
 import sys
+from itertools import starmap
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+from transformers.utils import get_json_schema
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 from world import Problem, make_problems
 
+from utils.tools import calculator
+
 HELDOUT, SFT, PROMPT_COMPLETION, GRPO = 400, 6000, 1000, 4000
+LARGE, SFT_TOOLS, GRPO_TOOLS = 999, 2000, 1500  # numbers that the model cannot reckon with, but can hand to a tool
+TOOLS = json.dumps([get_json_schema(calculator)])
 
 
 def response(problem: Problem) -> str:
@@ -35,6 +42,31 @@ def gsm8k_row(problem: Problem) -> dict:
     return {"question": problem.question, "answer": "\n".join([*problem.steps, f"#### {problem.answer}"])}
 
 
+def large_problems(seed: int, count: int, *, reserved: bool) -> list[Problem]:
+    """Problems of one or two steps with large numbers."""
+    problems = make_problems(seed, 2 * count, reserved=reserved, scale=LARGE)
+    return [problem for problem in problems if len(problem.steps) <= 2][:count]
+
+
+def mixed_row(number: int, problem: Problem) -> dict:
+    """As people's dialogues are: two of five reckon in their heads, though there is a tool."""
+    return tools_row(problem) if number % 5 < 3 else messages_row(problem) | {"tools": TOOLS}
+
+
+def tools_row(problem: Problem) -> dict:
+    """Each step is a call of the calculator."""
+    turns = []
+    for step in problem.steps:
+        expression, result = step.split(" = ")
+        function = {"name": "calculator", "arguments": {"expression": expression}}
+        turns += [
+            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]},
+            {"role": "tool", "name": "calculator", "content": result},
+        ]
+    answer = {"role": "assistant", "content": f"The answer is {problem.answer}."}
+    return {"messages": [*prompt(problem), *turns, answer], "tools": TOOLS}
+
+
 def prompt(problem: Problem) -> list[dict]:
     return [{"role": "user", "content": problem.question}]
 
@@ -42,12 +74,18 @@ def prompt(problem: Problem) -> list[dict]:
 def make_data(folder: Path) -> None:
     heldout = make_problems(seed=1, count=HELDOUT, reserved=True)
     training = make_problems(seed=2, count=SFT + PROMPT_COMPLETION + GRPO, reserved=False)
+    heldout_large = large_problems(seed=3, count=HELDOUT, reserved=True)
+    large = large_problems(seed=4, count=SFT_TOOLS + GRPO_TOOLS, reserved=False)
     files = {
         "heldout.jsonl": map(messages_row, heldout),
         "heldout_grpo.jsonl": map(gsm8k_row, heldout),
         "sft_messages.jsonl": map(messages_row, training[:SFT]),
         "sft_prompt_completion.jsonl": map(prompt_completion_row, training[SFT : SFT + PROMPT_COMPLETION]),
         "grpo.jsonl": map(gsm8k_row, training[SFT + PROMPT_COMPLETION :]),
+        "heldout_tools.jsonl": map(tools_row, heldout_large),
+        "heldout_tools_grpo.jsonl": map(gsm8k_row, heldout_large),
+        "sft_tools.jsonl": starmap(mixed_row, enumerate(large[:SFT_TOOLS])),
+        "grpo_tools.jsonl": map(gsm8k_row, large[SFT_TOOLS:]),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():

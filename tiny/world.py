@@ -241,11 +241,13 @@ def make_problem(rng: random.Random, *, reserved: bool, scale: int = 99) -> Prob
             return Problem(question, tuple(story.steps), unit)
 
 
-def make_problems(seed: int, count: int, *, reserved: bool, avoid: set[str] = frozenset()) -> list[Problem]:
-    """`count` problems with distinct questions, none of them in `avoid`."""
+def make_problems(
+    seed: int, count: int, *, reserved: bool, avoid: set[str] = frozenset(), scale: int = 99
+) -> list[Problem]:
+    """`count` problems with distinct questions, none of them in `avoid`; numbers are up to `scale`."""
     rng, seen, problems = random.Random(seed), set(avoid), []
     while len(problems) < count:
-        problem = make_problem(rng, reserved=reserved)
+        problem = make_problem(rng, reserved=reserved, scale=scale)
         if problem.question not in seen:
             seen.add(problem.question)
             problems.append(problem)
