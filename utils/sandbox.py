@@ -253,7 +253,7 @@ def tidy(text: str) -> list[str]:
 def answers_right(code: str, tests: str, limits: Limits) -> bool:
     """Whether a program answers every assert right, and comes to the end of the tests."""
     mark = f"answer_{secrets.token_hex(16)}"  # what else it prints does not start so
-    tree, right = ast.parse(f"{tests}\nassert True", "the tests"), set()
+    tree, right = ast.parse(f"{tests}\nassert 0 == 0", "the tests"), set()  # the last one: that the end is reached
     asserts = [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
     if len(asserts) == 1:
         raise ValueError("the tests assert nothing")
