@@ -139,6 +139,9 @@ def test_long_prompts_are_dropped_with_a_count(stage):
     done = stage.run(f"{STANDS}\nmax_prompt_length: 5", method="grpo")
     assert done.code == 2
     done.tells("max_prompt_length: all 24 prompts have more than 5 tokens")
+    done = stage.run(f"{STANDS}\nmax_completion_length: 1024", method="grpo")
+    assert done.code == 2
+    done.tells("max_completion_length: 1024 leaves no room for a prompt in a context of 1024")
     mostly = [row | {"prompt": [user("word " * 600)]} if n % 4 else row for n, row in enumerate(tasks(24))]
     done = stage.run(STANDS, rows=mostly, method="grpo")
     assert done.code == 2

@@ -17,21 +17,9 @@ PROMPTS = 8  # prompts of the first rollout
 def prepare(trainer, rows: Dataset) -> list[dict]:
     """The prompts as the trainer tokenises them for generation."""
     if trainer.environment_factories is not None:  # each prompt is rendered with its environment's tools
-        several = isinstance(trainer.environment_factories, dict) and None not in trainer.environment_factories
-        trainer._batch_environments = rows["environment"][:] if several else [None] * len(rows)
+        trainer._batch_environments = rows["environment"][:] if trainer._multi_environment else [None] * len(rows)
     ids, *_ = trainer._tokenize_prompts(rows["prompt"][:])
     return [{"input_ids": list(row), "trained": [False] * len(row)} for row in ids]
-
-
-def check_prompts(look: Look) -> None:
-    room = look.context and look.context - look.args.max_completion_length
-    if room is not None and room < 1:
-        look.found(
-            "long_prompts",
-            f"max_completion_length = {look.args.max_completion_length} alone fills the model's context of "
-            f"{look.context}. Lower it, so that a prompt has room before it",
-            stops=True,
-        )
 
 
 def steps_of(look: Look) -> tuple[int, int]:
@@ -106,7 +94,7 @@ def check_true_score(look: Look) -> None:
         )
 
 
-CHECKS = (check_prompts, check_steps, check_reward_names, check_rewards, check_true_score, check_rollout)
+CHECKS = (check_steps, check_reward_names, check_rewards, check_true_score, check_rollout)
 
 
 def facts(look: Look) -> dict[str, str]:

@@ -4,8 +4,6 @@ import math
 import re
 from collections import Counter
 
-import numpy as np
-import torch
 from torch import nn
 
 from utils.answers import final_number
@@ -141,7 +139,6 @@ def scores_of(look: Look, function, rows: list[dict], texts: list[str | None], w
         scores = called(function, {"prompts": prompts, "completions": said, "completion_ids": ids} | columns)
     except Exception as error:  # a user's function: whatever it raises would end the run when such an answer comes
         raise ValueError(f"fails on {what}: {type(error).__name__}: {error}. Mend the function") from error
-    scores = [score.item() if isinstance(score, (np.generic, torch.Tensor)) else score for score in scores]
     numbers = [score for score in scores if score is not None]
     if len(scores) != len(rows):
         raise ValueError(f"gives {len(scores)} scores for {len(rows)} completions. Give one a completion")

@@ -190,13 +190,13 @@ def answer_and_score(trainer, heldout: Dataset, metrics: dict, config: Config, t
         drift = kl_from_reference(trainer, config, dialogues) if trained else [0.0] * len(found)
         for (_, row), kl in zip(found, drift, strict=True):
             row["kl"] = kl
-    scores = score(dialogues, metrics, config)
+    scores = score(dialogues, metrics)
     for (_, row), scored in zip(found, scores, strict=True):
         row["scores"] = scored
     return [row for _, row in sorted(gather_object(found), key=lambda item: item[0])]
 
 
-def score(dialogues: list[Dialogue], metrics: dict, config: Config) -> list[dict[str, float]]:
+def score(dialogues: list[Dialogue], metrics: dict) -> list[dict[str, float]]:
     """{metric: score} of each answer: by the one that its row's column `metric` names, or by all; and by an
     environment that scores. A metric is called as the trainer calls rewards, with the rows' columns by name.
     """

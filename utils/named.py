@@ -11,6 +11,8 @@ from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
 
+import numpy as np
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 from transformers.utils import DocstringParsingException, TypeHintParsingException, get_json_schema
@@ -79,9 +81,10 @@ def fault_of_metric(metric: Callable, rows: list[dict], name: str) -> str | None
 
 
 def called(function: Callable, arguments: dict) -> list[float | None]:
-    """What a reward function gives, awaited if it is asynchronous; called as TRL calls it."""
+    """What a reward function gives, as plain numbers, awaited if it is asynchronous; called as TRL calls it."""
     given = function(**{"trainer_state": None, "log_extra": ignore, "log_metric": ignore} | arguments)
-    return list(asyncio.run(given) if inspect.isawaitable(given) else given)
+    given = asyncio.run(given) if inspect.isawaitable(given) else given
+    return [score.item() if isinstance(score, (np.generic, torch.Tensor)) else score for score in given]
 
 
 def ignore(*_: object) -> None:
