@@ -39,7 +39,7 @@ def read_progress(path: Path, asked: dict) -> list[float]:
     lines = text[: text.rfind("\n") + 1].splitlines()
     if lines and json.loads(lines[0]) != asked:
         raise UserError(f"keep_to: {path} holds the tries of another config. Name another file, or remove that one")
-    from utils.run import write_atomically
+    from utils.files import write_atomically
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(f"{line}\n" for line in lines or [json.dumps(asked)]))
@@ -61,10 +61,11 @@ def main() -> None:
     from utils.config import parse_config
     from utils.data import MARKS, fingerprint, load_rows, prepare
     from utils.evaluation import as_called
+    from utils.files import write_atomically
     from utils.generation import answer_prompts
     from utils.model import load_model, load_tokenizer
     from utils.named import called, load_rewards, load_toolbox
-    from utils.run import quiet, write_atomically
+    from utils.run import quiet
 
     config = parse_config(source, GRPOConfig, PassRateConfig)
     recipe, training = config.recipe, config.training

@@ -12,9 +12,9 @@ from utils.findings import NAMES
 def test_arrows_run_one_way():
     """utils never imports a recipe, and its own arrows make no circle."""
     order = [
-        "terminal", "fields", "findings", "moved", "source", "rows", "config", "data", "answers", "mathematics",
-        "sandbox", "rewards", "tools", "model", "backends", "named", "generation", "alarms", "progress", "run",
-        "intervals", "drift", "evaluation", "completions", "rollouts", "checks", "checks_step", "checks_sft",
+        "terminal", "fields", "findings", "moved", "files", "source", "strict", "rows", "config", "data", "answers",
+        "mathematics", "sandbox", "rewards", "tools", "model", "backends", "named", "generation", "alarms", "progress",
+        "run", "intervals", "drift", "evaluation", "completions", "rollouts", "checks", "checks_step", "checks_sft",
         "checks_dpo", "checks_rewards", "checks_grpo", "preflight", "curves", "report",
     ]  # fmt: skip
     for path in (ROOT / "utils").glob("*.py"):

@@ -13,7 +13,8 @@ from conftest import ROOT, SMALL, recipe
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from utils.run import SECRET, newest_whole_checkpoint
+from utils.files import SECRET
+from utils.run import newest_whole_checkpoint
 
 
 def metrics(folder):

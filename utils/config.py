@@ -6,23 +6,19 @@ together, each with its file, line and mend.
 
 import dataclasses
 import difflib
-import enum
 import os
-import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
-from utils.fields import CHOICES, RANGES, RecipeConfig
+from utils.fields import CHOICES, RecipeConfig
 from utils.findings import NAMES, Findings
-from utils.moved import MIXTURES, RENAMED, VALUES, what_to_write
-from utils.source import ROOT, FlagText, Source, UserError, find_path, looks_local
+from utils.moved import MIXTURES, RENAMED, what_to_write
+from utils.source import ROOT, Source, UserError, find_path, missing_model
+from utils.strict import check_value, raise_mistakes, unknown_key
 
 GPUS_TO_A_PROCESS = 1  # a Trainer that sees more would split each batch among them in one process
 METHODS = {SFTConfig: "sft", DPOConfig: "dpo", GRPOConfig: "grpo"}
@@ -91,9 +87,7 @@ def parse_config(source: Source, training_class: type, recipe_class: type = Reci
             source.mistake("loss_weights", f"has {len(weights)} numbers for {len(losses)} losses. Write one for each")
     if training_class is GRPOConfig:
         check_generation(source, values, fields)
-    if source.mistakes:
-        count = len(source.mistakes)
-        raise UserError(f"{count} mistake{'s' * (count > 1)} in the config:\n  " + "\n  ".join(source.mistakes))
+    raise_mistakes(source)
     values.setdefault("output_dir", f"outputs/{source.name}")
     given = dict(values)
     # Adam refuses whole numbers for its betas.
@@ -114,73 +108,9 @@ def parse_config(source: Source, training_class: type, recipe_class: type = Reci
 
 def unknown(key: str, fields: dict) -> str:
     """What to say of a key that no field has."""
-    near = difflib.get_close_matches(key, fields, n=1, cutoff=0.7)
-    if near:
-        return f"unknown key; did you mean {near[0]}?"
     others = [cls.__name__ for cls in METHODS if key in {f.name for f in dataclasses.fields(cls)}]
-    return f"is a key of {' and '.join(others)} alone. Remove it" if others else "unknown key; see --help"
-
-
-def check_value(key: str, value: object, hint: type, choices: list | None) -> object:
-    """The value in the field's type. Raises ValueError whose text says what is wrong and what to write."""
-    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-    members = typing.get_args(hint) if union else (hint,)
-    if isinstance(value, FlagText):
-        value = read_flag_text(value, members)
-    elif isinstance(value, list):
-        value = [read_flag_text(item, members) if isinstance(item, FlagText) else item for item in value]
-    if value is None and type(None) not in members:
-        raise ValueError(f"has no value. Write {expected(members)}, or remove the key")
-    enums = [m for m in members if isinstance(m, type) and issubclass(m, enum.Enum)]
-    choices = choices or [member.value for e in enums for member in e]
-    for item in value if isinstance(value, list) else [value]:
-        if choices and item is not None and item not in [str(c) for c in choices]:
-            near = difflib.get_close_matches(str(item), [str(c) for c in choices], n=1, cutoff=0.6)
-            hint_text = f"did you mean {near[0]}?" if near else f"write one of {', '.join(str(c) for c in choices)}"
-            hint_text = VALUES.get(key, {}).get(item, hint_text) if isinstance(item, (str, bool)) else hint_text
-            raise ValueError(f"{item!r} is not a choice; {hint_text}")
-    if list in members or any(typing.get_origin(m) is list for m in members):
-        value = [value] if isinstance(value, str) and str not in members else value
-    try:
-        value = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
-    except ValidationError:
-        quoted = isinstance(value, str) and {int, float, bool} & set(members)
-        mend = ", without quotes" if quoted else ""
-        raise ValueError(f"{value!r} is not {expected(members)}. Write {expected(members)}{mend}") from None
-    low, high = RANGES.get(key, (None, None))
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if value != value or (low is not None and value < low) or (high is not None and value > high):
-            least = f"at least {1 if low == 1e-9 and int in members else 'more than 0' if low == 1e-9 else low}"
-            least = least.replace("at least more", "more")
-            raise ValueError(f"{value} is out of range. Write {least}" + (f" and at most {high}" if high else ""))
-        if key == "max_steps" and value != -1 and value < 1:
-            raise ValueError(f"{value} is out of range. Write at least 1, or -1 to count in epochs")
-    return value
-
-
-def read_flag_text(text: str, members: tuple) -> object:
-    if str in members and not {bool, int, float} & set(members) and not text.startswith(("{", "[")):
-        return str(text)
-    if text.lower() == "none" and type(None) in members:  # in a field of texts, `none` is a word (report_to: none)
-        return None
-    if text.lower() in {"true", "false"}:
-        return text.lower() == "true"
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        raise ValueError(f"{str(text)!r} cannot be read. Write {expected(members)}") from None
-
-
-def expected(members: tuple) -> str:
-    """A field's type in words."""
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
-    named = []
-    for member in members:
-        origin = typing.get_origin(member) or member
-        word = "a list" if origin is list else words.get(origin)
-        if word and word not in named:
-            named.append(word)
-    return " or ".join(named) or "another type"
+    said = unknown_key(key, fields)
+    return f"is a key of {' and '.join(others)} alone. Remove it" if others and "did you mean" not in said else said
 
 
 def check_together(source: Source, values: dict) -> None:
@@ -216,16 +146,8 @@ def check_together(source: Source, values: dict) -> None:
             near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.6)
             mend = f"did you mean {near[0]}?" if near else f"write one of: {', '.join(NAMES)}"
             source.mistake("accept", f"there is no finding {name!r}; {mend}")
-    name = values.get("model_name_or_path")
-    if isinstance(name, str) and looks_local(name) and find_path(source, "model_name_or_path", name) is None:
-        base = Path.cwd() if source.where["model_name_or_path"] == "command line" else ROOT
-        run = Path(name).parent if Path(name).name.startswith("checkpoint-") else Path(name)
-        made_by = ROOT / "configs" / f"{run.name}.yaml"
-        method = {"sft": "sft", "dpo": "dpo", "grpo": "online_rl"}.get(made_by.stem.split("_")[0])
-        mend = f"Make it with: python {method}/train.py --config configs/{made_by.name}" if made_by.exists() else (
-            "Write the path of a model's folder"
-        )  # fmt: skip
-        source.mistake("model_name_or_path", f"there is no {base / name}. {mend}")
+    if missing := missing_model(source, values.get("model_name_or_path")):
+        source.mistake("model_name_or_path", missing)
 
 
 def check_generation(source: Source, values: dict, fields: dict) -> None:

@@ -21,10 +21,11 @@ from trl.models import unwrap_model_for_generation
 from utils.config import Config
 from utils.data import fingerprint
 from utils.drift import kl_from_reference
+from utils.files import write_atomically
 from utils.generation import Dialogue, answer_prompts, stop_tokens
 from utils.intervals import mcnemar, mean_loss, paired_normal, score_interval, two_sided
 from utils.named import PARTS, called, load_toolbox
-from utils.run import Run, write_atomically
+from utils.run import Run
 from utils.terminal import say
 from utils.tools import Scoring
 

@@ -1,6 +1,7 @@
 """Answers to prompts, with tools where there are any: several turns to an answer. And prompts that leave no room."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -145,11 +146,37 @@ def answer_prompts(
     stops = stop_tokens(model, tokenizer)
     how = NEUTRAL | {"max_new_tokens": config.recipe.eval_max_new_tokens, "do_sample": bool(sampling)} | sampling
     generation = GenerationConfig(use_cache=True, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, **how)
-    limit, size = generation.max_new_tokens, config.training.per_device_eval_batch_size
+    size = config.training.per_device_eval_batch_size
     turns = config.training.max_tool_calling_iterations if config.method == "grpo" else None
+
+    def make(prompts: list[list[int]]) -> list[list[int]]:
+        return generate(model, tokenizer, prompts, generation, size)
+
+    complete(dialogues, tokenizer, make, generation.max_new_tokens, turns, settings, context_of(model))
+    return dialogues
+
+
+def complete(
+    dialogues: list[Dialogue],
+    tokenizer,
+    make: Callable[[list[list[int]]], list[list[int]]],
+    limit: int,
+    turns: int | None,
+    settings: dict,
+    context: int | None,
+) -> None:
+    """Take all turns of dialogues that have begun.
+
+    Args:
+        make: the tokens that follow each of n lists of tokens.
+        limit: tokens of a completion, what tools say counted.
+        turns: how often tools may be called; None: as often as the tokens allow.
+        settings: of the chat template.
+        context: the model's, in tokens.
+    """
     pending = dialogues
     while pending:
-        made = generate(model, tokenizer, [d.prompt_ids + d.ids for d in pending], generation, size)
+        made = make([d.prompt_ids + d.ids for d in pending])
         for dialogue, ids in zip(pending, made, strict=True):
             take_turn(dialogue, ids[: limit - len(dialogue.ids)], tokenizer)
         pending = [
@@ -157,9 +184,8 @@ def answer_prompts(
             for dialogue in pending
             if dialogue.messages[-1].get("tool_calls")
             and (turns is None or dialogue.turns <= turns)
-            and use_tools(dialogue, tokenizer, settings, limit, context_of(model))
+            and use_tools(dialogue, tokenizer, settings, limit, context)
         ]
-    return dialogues
 
 
 def begin_dialogue(index: int, row: dict, tokenizer, toolbox: Toolbox, settings: dict) -> Dialogue | None:

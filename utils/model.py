@@ -114,25 +114,25 @@ def context_of(model: PreTrainedModel) -> int | None:
     return vars(config).get(config.attribute_map.get(name, name))
 
 
-def load_reward_model(config: Config, name: str) -> PreTrainedModel:
-    """A sequence-classification model with one score, by a hub name or a folder, ready to judge.
+def load_reward_model(name: str, dtype: str | None, key: str = "reward_funcs") -> PreTrainedModel:
+    """A sequence-classification model with one score, by a hub name or a folder, ready to judge. `key` names it.
 
     Raises UserError if it cannot be loaded, gives several scores, or lacks its head: transformers would make one up.
     """
     try:
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            find_folder(name), dtype=config.model.dtype, use_safetensors=True, output_loading_info=True
+            find_folder(name), dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"reward_funcs: {name} cannot be loaded as a reward model: {first_line(error)}") from None
+        raise UserError(f"{key}: {name} cannot be loaded as a reward model: {first_line(error)}") from None
     if missing := sorted(report["missing_keys"]):
         raise UserError(
-            f"reward_funcs: {name} is no reward model: it lacks {', '.join(missing[:3])}, and random weights would "
+            f"{key}: {name} is no reward model: it lacks {', '.join(missing[:3])}, and random weights would "
             "judge. Name a sequence-classification model that was trained to score"
         )
     if model.config.num_labels != 1:
         raise UserError(
-            f"reward_funcs: {name} gives {model.config.num_labels} scores, and a reward model must give one. "
+            f"{key}: {name} gives {model.config.num_labels} scores, and a reward model must give one. "
             "Name one with num_labels = 1"
         )
     return model.to(PartialState().device).eval()

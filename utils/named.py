@@ -101,7 +101,7 @@ def load_rewards(config: Config) -> list[Callable | PreTrainedModel]:
         raise UserError("reward_funcs: is missing. Write what scores the completions, as reward_funcs: [exact_match]")
     limit = config.training.max_completion_length
     return [
-        load_reward_model(config, name)
+        load_reward_model(name, config.model.dtype)
         if "/" in name or Path(name).is_dir()
         else with_limit(find_reward("reward_funcs", name), limit)
         for name in names
@@ -117,17 +117,22 @@ def with_limit(function: Callable, limit: int) -> Callable:
 
 def load_toolbox(config: Config) -> Toolbox:
     """What `tools` and `environment_factory` name. Raises UserError if there is no such function or class."""
-    found = [
-        find_path("tools", name) if "." in name else known("tools", name, TOOLS, "utils/tools.py")
-        for name in config.recipe.tools
-    ]
-    for tool in found:
-        check_tool(tool)
+    found = load_tools(config.recipe.tools)
     named = config.recipe.environment_factory if config.method == "grpo" else None
     paths = named if isinstance(named, dict) else {None: named} if named else {}
     factories = {key: find_path("environment_factory", path) for key, path in paths.items()}
     scores = [check_environment(paths[key], factory) for key, factory in factories.items()]
     return Toolbox(found, factories if isinstance(named, dict) else factories.get(None), any(scores))
+
+
+def load_tools(names: list[str]) -> list[Callable]:
+    """Tools of utils/tools.py by their names, others by their dotted paths, each fit to be shown to a model."""
+    found = [
+        find_path("tools", name) if "." in name else known("tools", name, TOOLS, "utils/tools.py") for name in names
+    ]
+    for tool in found:
+        check_tool(tool)
+    return found
 
 
 def check_tool(tool: Callable) -> None:

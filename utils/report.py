@@ -16,9 +16,10 @@ from utils.completions import html_completions
 from utils.config import Config
 from utils.curves import draw_curves
 from utils.evaluation import Evaluation, compare
+from utils.files import show, write_atomically
 from utils.preflight import Preflight
 from utils.rollouts import scores_of
-from utils.run import Run, show, write_atomically
+from utils.run import Run
 from utils.terminal import console, is_main_process, say
 
 EXPLAINED = {
@@ -228,7 +229,9 @@ def html_report(
         "rows": ", ".join(f"{name} {count:,} ({facts['data'][name]})" for name, count in facts["rows"].items()),
         "training": ", ".join(f"{name} {value}" for name, value in metrics["train"].items()),
     }
-    return Template((Path(__file__).parent / "report.html").read_text(encoding="utf-8")).substitute(
+    folder = Path(__file__).parent
+    return Template((folder / "report.html").read_text(encoding="utf-8")).substitute(
+        style=(folder / "page.css").read_text(encoding="utf-8"),
         title=escape(run.folder.name),
         base=escape(config.given["model_name_or_path"]),
         config_name=escape(config.source.path.name),

@@ -29,11 +29,11 @@ from utils.alarms import Watch
 from utils.config import Config
 from utils.data import fingerprint
 from utils.fields import FREE_TO_CHANGE, FREE_UNTIL_DONE
+from utils.files import show, write_atomically
 from utils.progress import Preemption, RunProgress
 from utils.source import ROOT, UserError
 from utils.terminal import is_main_process, say
 
-SECRET = re.compile(r"\b(hf_|sk-)[\w-]{8,}")  # what keys of the hub and of providers look like
 LIBRARIES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate")
 
 
@@ -241,18 +241,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + (" (with uncommitted changes)" if changed else "")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, sees the old one or the new one, never half. Keys are blotted out."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(SECRET.sub(r"\1***", text), encoding="utf-8")
-    os.replace(part, path)
-
-
-def show(path: Path) -> str:
-    """A path as short as it can be written from here."""
-    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else str(path)
 
 
 def quiet() -> None:

@@ -62,6 +62,10 @@ def run_main(main: Callable[[], None]) -> None:
         if is_main_process():
             print(f"\n{error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        if is_main_process():
+            print("\nStopped. The same command goes on from what was kept", file=sys.stderr)
+        sys.exit(130)
 
 
 @contextlib.contextmanager
@@ -73,15 +77,16 @@ def refusals_told(name: str) -> Iterator[None]:
         raise UserError(f"{name} refuses this config or these rows: {' '.join(str(error).split())}") from error
 
 
-def read_config(doc: str, arguments: list[str] | None = None) -> Source:
+def read_config(doc: str, arguments: list[str] | None = None, fields: type = RecipeConfig) -> Source:
     """Read `--config FILE` and the flags that override it, before any slow import.
 
-    Sets the variables of `env:`, prints `--help`, and stops at once if a model or data set of the hub is wanted, is
-    not cached, and the hub does not answer. Raises UserError if the file cannot be read as a YAML mapping.
+    Sets the variables of `env:`, prints `--help` (with the fields of `fields`), and stops at once if a model or data
+    set of the hub is wanted, is not cached, and the hub does not answer. Raises UserError if the file cannot be read
+    as a YAML mapping.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:
-        print_help(doc)
+        print_help(doc, fields)
         sys.exit(0)
     flags, mistakes = read_flags(arguments)
     named = flags.pop("config", True)
@@ -198,9 +203,24 @@ def looks_local(name: str) -> bool:
     )
 
 
+def missing_model(source: Source, name: object) -> str | None:
+    """What to say of a model that can only be a folder and is not there, or None."""
+    if not isinstance(name, str) or not looks_local(name) or find_path(source, "model_name_or_path", name):
+        return None
+    base = Path.cwd() if source.where["model_name_or_path"] == "command line" else ROOT
+    run = Path(name).parent if Path(name).name.startswith("checkpoint-") else Path(name)
+    made_by = ROOT / "configs" / f"{run.name}.yaml"
+    method = {"sft": "sft", "dpo": "dpo", "grpo": "online_rl"}.get(made_by.stem.split("_")[0])
+    if not made_by.exists():
+        return f"there is no {base / name}. Write the path of a model's folder"
+    return f"there is no {base / name}. Make it with: python {method}/train.py --config configs/{made_by.name}"
+
+
 def hub_names(source: Source) -> list[tuple[str, str, str]]:
     """(key, name, kind) of everything in the config that only the hub can have."""
-    wanted = [("model_name_or_path", source.values.get("model_name_or_path"), "model")]
+    wanted = []
+    if not source.values.get("base_urls"):  # else a server has the model
+        wanted = [("model_name_or_path", source.values.get("model_name_or_path"), "model")]
     wanted += [(key, source.values.get(key), "dataset") for key in ("dataset_name", "heldout_name")]
     mixture = source.values.get("datasets")
     for part in mixture if isinstance(mixture, list) else []:
@@ -249,17 +269,18 @@ def require_hub(source: Source) -> None:
             raise UserError("\n".join(missing)) from None
 
 
-def print_help(doc: str) -> None:
+def print_help(doc: str, fields: type) -> None:
     lines = [doc.strip(), "", "Our own fields:"]
-    for f in dataclasses.fields(RecipeConfig):
+    for f in dataclasses.fields(fields):
         default = "" if f.default in (None, dataclasses.MISSING, "", False) else f" (default {f.default})"
         lines.append(f"  --{f.name:<22} {f.metadata['help']}{default}")
-    lines += [
+    trl = [
         "",
         "Every field of TRL's configs may stand in the YAML or as a --flag:",
         "  the model  https://huggingface.co/docs/trl/main/en/script_utils#trl.ModelConfig",
         "  training   https://huggingface.co/docs/trl/main/en (SFTConfig, DPOConfig, GRPOConfig)",
         "             https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments",
-        "A relative path in a YAML starts at the repository's root, as a flag at the current folder.",
     ]
+    lines += trl if issubclass(fields, RecipeConfig) else []
+    lines += ["", "A relative path in a YAML starts at the repository's root, as a flag at the current folder."]
     print("\n".join(lines))
