@@ -1,0 +1,140 @@
+"""Every response that is still missing is asked for, of servers or of a local model, and kept as it comes."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Iterator
+
+from data_prep.journal import Journal
+from data_prep.progress import Ticker
+from data_prep.replies import message_of, reply
+from utils.source import Source
+
+
+def missing_requests(journal: Journal, rows: list[dict], settings) -> Iterator[int]:
+    """The numbers of the requests without an answer: prompt x num_responses + response."""
+    answered = journal.answered
+    return (number for number in range(len(rows) * settings.num_responses) if not answered[number])
+
+
+def ask_servers(rows: list[dict], settings, source: Source, journal: Journal, ticker: Ticker) -> list:
+    """Each missing response is a request with a seed of its own. Returns (number, why) of those that did not come."""
+    from data_prep.server import Servers
+
+    called = load_tools(settings.tools)
+
+    async def answer(servers: Servers, number: int) -> dict:
+        return await take_turns(servers, settings, rows, number, called)
+
+    def keep(number: int, response: dict) -> None:
+        journal.add([{"request": number} | response])
+        ticker.tick()
+
+    async def run() -> list:
+        servers = Servers(settings, settings.model_name_or_path)
+        await servers.warn_of_other_models()
+        return await servers.ask_all(missing_requests(journal, rows, settings), answer, keep)
+
+    return asyncio.run(run())
+
+
+def load_tools(names: list[str]) -> list:
+    if not names:
+        return []
+    from utils.named import load_tools
+
+    return load_tools(names)
+
+
+async def take_turns(servers, settings, rows: list[dict], number: int, tools: list) -> dict:
+    """One response: the model's answer, and those after what its tool calls gave."""
+    from data_prep.server import NoAnswer
+
+    row = rows[number // settings.num_responses]
+    body = request_body(settings, row, number, tools)
+    completion, used, made = [], [], []
+    for turn in range(settings.max_tool_calling_iterations + 1):
+        answer = await servers.ask(number // settings.num_responses, body)
+        parts = (answer["content"], answer["reasoning"], answer["tool_calls"])
+        completion.append(message_of(*parts, keep_thinking=settings.thinking == "keep"))
+        used.append(answer["prompt_tokens"])
+        made.append(answer["completion_tokens"])
+        if not (tools and answer["tool_calls"]) or turn == settings.max_tool_calling_iterations:
+            break
+        if any(isinstance(call["function"]["arguments"], str) for call in answer["tool_calls"]):
+            raise NoAnswer("a tool call whose arguments are no JSON mapping")
+        results = await asyncio.to_thread(use_tools, answer["tool_calls"], tools)
+        completion += results
+        body["messages"] = [*body["messages"], *as_sent(answer, results)]
+    return reply(completion, answer["finish_reason"], total(used), total(made))
+
+
+def use_tools(calls: list[dict], tools: list) -> list[dict]:
+    from utils.tools import call_tools
+
+    return call_tools({"tool_calls": calls}, tools)
+
+
+def as_sent(answer: dict, results: list[dict]) -> list[dict]:
+    """An assistant's calls and what they gave, as the API takes them back: arguments as text, results by id."""
+    calls = [
+        call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
+        for call in answer["tool_calls"]
+    ]
+    waiting = {
+        name: [c["id"] for c in calls if c["function"]["name"] == name] for name in {r["name"] for r in results}
+    }
+    told = [result | {"tool_call_id": waiting[result["name"]].pop(0)} for result in results]
+    return [{"role": "assistant", "content": answer["content"], "tool_calls": calls}, *told]
+
+
+def request_body(settings, row: dict, number: int, tools: list) -> dict:
+    """Messages and sampling settings, as the chat completions API names them."""
+    body = {
+        "messages": row["prompt"], "max_tokens": settings.max_new_tokens, "temperature": settings.temperature,
+        "top_p": settings.top_p, "seed": seed_of(settings.seed, number),
+    }  # fmt: skip
+    schemas = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
+    if tools:
+        from transformers.utils import get_json_schema
+
+        schemas = [get_json_schema(tool) for tool in tools]
+    more = {"chat_template_kwargs": settings.chat_template_kwargs} if settings.chat_template_kwargs else {}
+    more |= {"top_k": settings.top_k} if settings.top_k else {}
+    body |= {"tools": schemas} if schemas else {}
+    return body | ({"extra_body": more | settings.extra_body} if more or settings.extra_body else {})
+
+
+def seed_of(seed: int, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:4]) // 2
+
+
+def total(counts: list[int | None]) -> int | None:
+    return None if None in counts else sum(counts)
+
+
+def ask_local_model(rows: list[dict], settings, source: Source, journal: Journal, ticker: Ticker) -> list:
+    """Lots of batch_size responses, the same in every run, each with a seed of its own and kept as a whole."""
+    from utils.run import quiet
+
+    quiet()
+    from data_prep.local import LocalModel
+
+    model, answered, failed = LocalModel(settings, source), journal.answered, []
+    size, count = settings.batch_size, len(rows) * settings.num_responses
+    for lot, first in enumerate(range(0, count, size)):
+        numbers = range(first, min(first + size, count))
+        if answered[numbers].any():
+            failed += [(number, no_room(settings)) for number in numbers if not answered[number]]
+            continue
+        dialogues = [(number, model.begin(number, rows[number // settings.num_responses])) for number in numbers]
+        failed += [(number, no_room(settings)) for number, dialogue in dialogues if not model.room(dialogue)]
+        asked = [(number, dialogue) for number, dialogue in dialogues if model.room(dialogue)]
+        replies = model.answer([dialogue for _, dialogue in asked], seed_of(settings.seed, lot)) if asked else []
+        journal.add([{"request": number} | made for (number, _), made in zip(asked, replies, strict=True)])
+        ticker.tick(len(asked))
+    return failed
+
+
+def no_room(settings) -> str:
+    return f"the prompt leaves no room for {settings.max_new_tokens} tokens in the model's context"

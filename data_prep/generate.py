@@ -1,0 +1,258 @@
+"""Answers to prompts by a strong model, several to each: what best_of_k.py then chooses from.
+
+    python data_prep/generate.py --config configs/generate_tiny.yaml            # a model of this machine
+    python data_prep/generate.py --config configs/generate_qwen.yaml            # servers, as `base_urls` names them
+
+Answers are kept as they come: killed and started again, it goes on where it was. Prompts that stay without an answer
+are listed beside the output, and the exit code is 3; the same command then asks for these alone.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
+
+from data_prep.asking import ask_local_model, ask_servers, load_tools
+from data_prep.journal import Journal
+from data_prep.jsonl import Output, digest_of, stop_if_done, what_is_asked, write_manifest
+from data_prep.progress import Ticker
+from data_prep.prompts import fingerprint, read_prompts
+from data_prep.server import FREE, ServerConfig
+from utils.files import show
+from utils.source import Source, UserError, find_path, missing_model, read_config, run_main
+from utils.strict import parse_fields
+from utils.terminal import say
+
+INCOMPLETE = 3  # the exit code when some prompts have no answer
+
+
+@dataclass
+class GenerateConfig(ServerConfig):
+    """What is asked of which model."""
+
+    model_name_or_path: str = field(default="", metadata={"help": "The strong model: a folder, or its name."})
+    dataset_name: str = field(
+        default="",
+        metadata={"help": "Prompts: rows of any of TRL's forms, or question and answer; a file or a hub name."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "The hub data set's configuration."})
+    dataset_train_split: str = field(default="train", metadata={"help": "The hub data set's split."})
+    output_file: str = field(default="", metadata={"help": "The JSONL file to write.", "path": "output"})
+    prompts: int | None = field(default=None, metadata={"help": "How many prompts, at most.", "range": (1, None)})
+    num_responses: int = field(default=4, metadata={"help": "Responses to each prompt (K).", "range": (1, 1024)})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "Put before every prompt that has no system message of its own."}
+    )
+    keep_system_prompt: bool = field(
+        default=True, metadata={"help": "Whether the rows keep it. Without, the model learns to do so unasked."}
+    )
+    thinking: str = field(
+        default="keep", metadata={"help": "keep or drop the reasoning in <think>.", "choices": ["keep", "drop"]}
+    )
+    tools: list[str] = field(
+        default_factory=list,
+        metadata={"help": "What the model may call: functions of utils/tools.py, or dotted paths; they are called."},
+    )
+    max_tool_calling_iterations: int = field(
+        default=8, metadata={"help": "How often one answer may call tools.", "range": (1, 100)}
+    )
+    chat_template_kwargs: dict = field(
+        default_factory=dict, metadata={"help": "For the chat template: {enable_thinking: false}."}
+    )
+    max_new_tokens: int = field(default=1024, metadata={"help": "Tokens of a response, at most.", "range": (1, None)})
+    temperature: float = field(default=1.0, metadata={"help": "0: greedy.", "range": (0, None)})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling.", "range": (1e-9, 1)})
+    top_k: int | None = field(default=None, metadata={"help": "Only the k likeliest tokens.", "range": (1, None)})
+    seed: int = field(default=42, metadata={"help": "Of the sampling."})
+    backend: str = field(
+        default="transformers",
+        metadata={"help": "For a local model: transformers or vllm.", "choices": ["transformers", "vllm"]},
+    )
+    chat_template: str | None = field(
+        default=None, metadata={"help": "For a local model without one: a template that TRL ships, or a .jinja file."}
+    )
+    dtype: str | None = field(default=None, metadata={"help": "For a local model: bfloat16, float32."})
+    batch_size: int = field(
+        default=128, metadata={"help": "Responses that a local model makes at once.", "range": (1, None)}
+    )
+    input_price: float = field(default=0.0, metadata={"help": "Of a million prompt tokens.", "range": (0, None)})
+    output_price: float = field(default=0.0, metadata={"help": "Of a million response tokens.", "range": (0, None)})
+    dry_run: bool = field(default=False, metadata={"help": "Count prompts, tokens and cost, ask nothing, and stop."})
+    start_over: bool = field(default=False, metadata={"help": "Drop what an earlier run has made, and begin again."})
+
+
+def to_prompt_row(row: dict) -> dict:
+    """The function to edit for your own data: any row in, `prompt` (text or messages) and what scores answers out.
+
+    A row of a whole dialogue asks what stands before its last answer, which becomes the column `answer`.
+    """
+    if "question" in row and "answer" in row:  # openai/gsm8k and its like
+        kept = {key: value for key, value in row.items() if key != "question"}
+        return {"prompt": [{"role": "user", "content": row["question"]}]} | kept
+    if "messages" in row:
+        last = max(i for i, message in enumerate(row["messages"]) if message["role"] == "assistant")
+        kept = {key: value for key, value in row.items() if key != "messages"}
+        asked = {"prompt": row["messages"][:last], "answer": row["messages"][last].get("content") or ""}
+        return asked | kept
+    kept = {key: value for key, value in row.items() if key not in ("completion", "chosen", "rejected")}
+    reply = row.get("completion", row.get("chosen"))
+    if reply is not None and "answer" not in row and "solution" not in row:
+        kept["answer"] = reply if isinstance(reply, str) else reply[-1]["content"]
+    return kept
+
+
+def main() -> None:
+    source, began = read_config(__doc__, fields=GenerateConfig), time.time()
+    settings = parse_fields(source, GenerateConfig)
+    check_together(source, settings)
+    rows = read_prompts(source, settings, to_prompt_row)
+    if settings.dry_run:
+        tell_cost(rows, settings)
+        return
+    asked = what_is_asked(settings, [], (*FREE, "dry_run", "input_price", "output_price"))
+    asked |= {"prompts": fingerprint(rows)}
+    asked["config"]["model_name_or_path"] = source.values["model_name_or_path"]  # as written, wherever it lies
+    if not settings.base_urls:  # a server does not say
+        from data_prep.local import weights_digest
+
+        asked["weights"] = weights_digest(settings.model_name_or_path)
+    output = Path(settings.output_file)
+    stop_if_done(output, asked, settings.start_over)
+    journal = Journal(output, asked, len(rows) * settings.num_responses, start_over=settings.start_over)
+    done = int(journal.answered.sum())
+    say("generate", f"{len(rows):,} prompts x {settings.num_responses} responses; {done:,} are there already")
+    with Ticker("generate", len(journal.answered), done) as ticker:
+        ask = ask_servers if settings.base_urls else ask_local_model
+        failed = ask(rows, settings, source, journal, ticker)
+    counts = write_rows(output, rows, settings, journal, failed)
+    if counts["counts"]["responses"]:
+        library = "openai" if settings.base_urls else "transformers"
+        write_manifest(output, source, asked, counts, began, [library], unfinished=bool(failed))
+    else:
+        output.unlink()
+    journal.close(remove=not failed)
+    tell(output, counts)
+    if failed:
+        sys.exit(INCOMPLETE)
+
+
+def check_together(source: Source, settings: GenerateConfig) -> None:
+    missing = [name for name in ("model_name_or_path", "dataset_name", "output_file") if not vars(settings)[name]]
+    if missing:
+        raise UserError(f"{source.path.name}: {missing[0]}: is missing")
+    if not settings.base_urls and (said := missing_model(source, settings.model_name_or_path)):
+        raise UserError(f"{source.where['model_name_or_path']}: model_name_or_path: {said}")
+    if not settings.base_urls and (folder := find_path(source, "model_name_or_path", settings.model_name_or_path)):
+        settings.model_name_or_path = str(folder)
+    if settings.tools and settings.chat_template_kwargs.get("tools"):
+        raise UserError("chat_template_kwargs: tools have a key of their own. Write tools: [...]")
+    if settings.num_responses > 1 and settings.temperature == 0:
+        raise UserError("temperature: 0 gives the same response every time. Write temperature: 1, or num_responses: 1")
+
+
+def write_rows(output: Path, rows: list[dict], settings: GenerateConfig, journal, failed: list) -> dict:
+    """The rows that have responses, in the order of the prompts; the others, with the reason, in OUTPUT.failed.jsonl.
+
+    Returns what the manifest says.
+    """
+    count, why = settings.num_responses, {}
+    for number, reason in failed:
+        why.setdefault(number // count, []).append(reason)
+    counts = {"prompts": len(rows), "responses": 0, "failed_responses": len(failed), "failed_prompts": len(why)}
+    counts |= {"truncated": 0, "prompt_tokens": 0, "completion_tokens": 0, "uncounted": 0, "all_alike": 0}
+    system = settings.system_prompt and not settings.keep_system_prompt
+    with Output(output) as file:
+        for i, row in enumerate(rows):
+            found = [journal.get(i * count + k) for k in range(count)]
+            responses = [{key: part for key, part in made.items() if key != "request"} for made in found if made]
+            for made in responses:
+                counts["truncated"] += made["finish_reason"] == "length"
+                counts["uncounted"] += made["completion_tokens"] is None
+                counts["prompt_tokens"] += made["prompt_tokens"] or 0
+                counts["completion_tokens"] += made["completion_tokens"] or 0
+            counts["responses"] += len(responses)
+            counts["all_alike"] += len(responses) > 1 and all(
+                r["completion"] == responses[0]["completion"] for r in responses
+            )
+            shown = (
+                row | {"prompt": row["prompt"][1:]}
+                if system and row["prompt"][0]["content"] == settings.system_prompt
+                else row
+            )
+            if responses:
+                file.write(shown | tool_column(settings) | {"responses": responses})
+    listed = output.with_suffix(".failed.jsonl")
+    with Output(listed) as file:
+        for i, reasons in sorted(why.items()):
+            file.write(
+                {
+                    "row": i + 1,
+                    "reasons": sorted(set(reasons)),
+                    "responses_missing": len(reasons),
+                    "prompt": rows[i]["prompt"],
+                }
+            )
+    if not why:
+        listed.unlink()
+    if settings.input_price or settings.output_price:
+        counts["cost"] = cost(settings, counts["prompt_tokens"], counts["completion_tokens"])
+    return {
+        "counts": counts,
+        "output": {"rows": len(rows) - sum(len(r) == count for r in why.values()), "sha256": digest_of(output)},
+    }
+
+
+def tool_column(settings: GenerateConfig) -> dict:
+    """The column by which a chat template shows a row's tools while it is trained on."""
+    if not settings.tools:
+        return {}
+    from transformers.utils import get_json_schema
+
+    return {"tools": json.dumps([get_json_schema(tool) for tool in load_tools(settings.tools)])}
+
+
+def cost(settings: GenerateConfig, prompt_tokens: int, completion_tokens: int) -> float:
+    return round((prompt_tokens * settings.input_price + completion_tokens * settings.output_price) / 1e6, 6)
+
+
+def tell_cost(rows: list[dict], settings: GenerateConfig) -> None:
+    """What --dry_run says: requests, prompt tokens, response tokens at most, and what they cost."""
+    text = sum(
+        len("".join(str(m.get("content") or "") for m in row["prompt"]).encode(errors="replace")) for row in rows
+    )
+    count = settings.num_responses * len(rows)
+    tokens, most = settings.num_responses * text // 4, count * settings.max_new_tokens
+    say("dry run", f"{len(rows):,} prompts x {settings.num_responses} = {count:,} responses; nothing was asked")
+    say("", f"about {tokens:,} prompt tokens (4 bytes a token; templates and tools not counted)")
+    say("", f"at most {most:,} response tokens (max_new_tokens = {settings.max_new_tokens})")
+    if settings.input_price or settings.output_price:
+        say("", f"costs at most about {cost(settings, tokens, most):,.2f}, in the money of the prices")
+
+
+def tell(output: Path, found: dict) -> None:
+    counts = found["counts"]
+    text = f"{counts['responses']:,} responses to {found['output']['rows']:,} prompts, {counts['truncated']:,} cut off"
+    text += f", {counts['completion_tokens']:,} tokens" + (f", cost {counts['cost']:,.2f}" if "cost" in counts else "")
+    if counts["responses"]:
+        say("done", f"{show(output)}: {text}")
+    if counts["all_alike"] > found["output"]["rows"] / 2:
+        alike = f"{counts['all_alike']:,} of {found['output']['rows']:,} prompts"
+        say(
+            "WARNING",
+            f"all responses to {alike} are alike: there is nothing to choose from. Is the server sampling? "
+            "(transformers serve does so only where a generation "
+            "config says do_sample; see configs/generate_tiny_served.yaml.) Or raise the temperature",
+        )
+    if counts["failed_prompts"]:
+        say(
+            "FAILED",
+            f"{counts['failed_prompts']:,} prompts lack {counts['failed_responses']:,} responses: see "
+            f"{show(output.with_suffix('.failed.jsonl'))}. The same command asks for these again",
+        )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,158 @@
+"""JSON lines in, JSON lines out, and a manifest beside each output: what was asked, counted, and made of what."""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from utils.files import show, write_atomically
+from utils.source import Source, UserError
+from utils.terminal import say
+
+
+def read_rows(path: str | Path) -> Iterator[dict]:
+    """The rows of a JSONL file, one at a time. Raises UserError naming the line that is no JSON object."""
+    path = Path(path)
+    with open_input(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:  # no JSON, or no UTF-8
+                raise UserError(f"{path.name}:{number}: is not JSON: {error}. Write one JSON object a line") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path.name}:{number}: is not a JSON object. Write one JSON object a line")
+            yield row
+
+
+def open_input(path: Path):
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"{show(path)}: cannot be read: {error.strerror}") from None
+
+
+def digest_of(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with open_input(Path(path)) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Output:
+    """A JSONL file that appears under its name only when it is whole; rows and digest are counted on the way."""
+
+    def __init__(self, path: str | Path):
+        self.path, self.rows, self.hash = Path(path), 0, hashlib.sha256()
+
+    def __enter__(self) -> "Output":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.part = self.path.with_name(self.path.name + ".part")
+        self.file = self.part.open("wb")
+        return self
+
+    def write(self, row: dict) -> None:
+        self.write_line(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+    def write_line(self, line: bytes) -> None:
+        """A row as it stands in another file."""
+        line = line.rstrip(b"\r\n") + b"\n"
+        self.file.write(line)
+        self.hash.update(line)
+        self.rows += 1
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self.file.close()
+        if kind is None:
+            os.replace(self.part, self.path)
+        else:
+            with contextlib.suppress(OSError):
+                self.part.unlink()
+
+    def made(self) -> dict:
+        return {"rows": self.rows, "sha256": self.hash.hexdigest()}
+
+
+def manifest_of(output: str | Path) -> Path:
+    return Path(output).with_suffix(".manifest.json")
+
+
+def read_manifest(output: str | Path) -> dict | None:
+    """What was written beside an output that is whole, or None."""
+    path = manifest_of(output)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() and Path(output).is_file() else None
+
+
+def what_is_asked(settings: object, inputs: list[str], but: tuple[str, ...]) -> dict:
+    """What an output hangs on: the settings, but for those that change nothing in it, and the inputs' digests."""
+    left_out = ("output_file", "start_over", *but)  # an input counts by its digest, wherever it lies
+    config = {key: value for key, value in asdict(settings).items() if key not in left_out and value not in inputs}
+    return {"config": config, "inputs": {Path(path).name: digest_of(path) for path in inputs}}
+
+
+def stop_if_done(output: str | Path, asked: dict, start_over: bool) -> None:
+    """Exits with 0 if the output is there, made of the same. Raises UserError if it was made of anything else."""
+    made = read_manifest(output)
+    if made is None and Path(output).exists() and not start_over:
+        raise UserError(f"{show(Path(output))} is there already, and no manifest says how it was made. Name another")
+    if made is None or start_over:
+        return
+    if made["asked"] == json.loads(json.dumps(asked)):
+        if made["unfinished"]:
+            return
+        say("finished", f"nothing to do: {show(Path(output))} is whole. To make it again: --start_over")
+        sys.exit(0)
+    raise UserError(
+        f"{show(Path(output))} was made otherwise. What changed since:{differences(made['asked'], asked)}\n"
+        "Name another output, or write --start_over to replace it"
+    )
+
+
+def differences(before: dict, now: dict) -> str:
+    """Each setting that differs, a line each."""
+    lines = []
+    for part in sorted(before.keys() | now.keys()):
+        old, new = json.loads(json.dumps([before.get(part), now.get(part)]))
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+            lines += [f"{key}: {old.get(key)!r} was, {new.get(key)!r} is asked" for key in changed]
+        elif old != new:
+            lines.append(f"{part}: {old!r} was, {new!r} is asked")
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def write_manifest(
+    output: str | Path,
+    source: Source,
+    asked: dict,
+    found: dict,
+    began: float,
+    names: list[str],
+    *,
+    unfinished: bool = False,
+) -> None:
+    """`output`.manifest.json.
+
+    Args:
+        found: what to tell of this step: outputs with their rows and digests, counts, examples.
+        began: time.time() at the start.
+        names: the libraries whose versions made a difference.
+        unfinished: whether the same command has more to do.
+    """
+    made = {
+        "made_by": [show(Path(sys.argv[0])), *sys.argv[1:]],
+        "config_file": show(source.path),
+        "asked": asked,
+        "unfinished": unfinished,
+        **found,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
+        "seconds": round(time.time() - began, 1),
+    }
+    write_atomically(manifest_of(output), json.dumps(made, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,56 @@
+"""What is asked: rows of any form as prompts of messages, beside what will score the answers."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from data_prep.jsonl import read_rows
+from utils.source import Source, UserError, find_path
+
+
+def read_prompts(source: Source, settings, to_prompt_row: Callable[[dict], dict]) -> list[dict]:
+    """The rows through to_prompt_row. Raises UserError naming the row that asks nothing."""
+    name = settings.dataset_name
+    path = find_path(source, "dataset_name", name)
+    if path and path.suffix == ".jsonl":
+        rows = list(read_rows(path))[: settings.prompts]
+    else:
+        from utils.data import load_rows
+
+        loaded = load_rows(str(path or name), settings.dataset_config, settings.dataset_train_split, None)
+        rows = loaded.select(range(min(len(loaded), settings.prompts or len(loaded)))).to_list()
+    if not rows:
+        raise UserError(f"{name}: has no rows")
+    made = []
+    for number, row in enumerate(rows, 1):
+        try:
+            row = to_prompt_row(row)
+            prompt = row["prompt"]
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise UserError(
+                f"{Path(name).name}, row {number}: to_prompt_row cannot read it: {type(error).__name__} {error}. "
+                f"Columns that are there: {', '.join(row)}"
+            ) from None
+        row["prompt"] = with_system(prompt, settings.system_prompt, f"{Path(name).name}, row {number}")
+        made.append(row)
+    return made
+
+
+def with_system(prompt: object, system: str | None, where: str) -> list[dict]:
+    """The prompt as messages, the system prompt first. Raises UserError if it asks nothing."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not messages or not isinstance(messages, list) or not all(isinstance(part, dict) for part in messages):
+        raise UserError(f"{where}: its prompt is {prompt!r}; write a text or a list of messages")
+    if messages[-1].get("role") not in ("user", "tool") or not (messages[-1].get("content") or "").strip():
+        raise UserError(f"{where}: its prompt does not end with a question: the last message is {messages[-1]!r}")
+    if system and messages[0].get("role") not in ("system", "developer"):
+        return [{"role": "system", "content": system}, *messages]
+    return messages
+
+
+def fingerprint(rows: list[dict]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
