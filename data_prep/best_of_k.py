@@ -1,0 +1,237 @@
+"""Of K responses to a prompt, those worth training on: for SFT, DPO and GRPO from one sampling.
+
+    python data_prep/best_of_k.py --config configs/best_of_k_tiny.yaml
+
+Every response is scored by functions of utils/rewards.py, by reward models, or by an LLM judge. Written, as asked: the
+best of K (best_to), distinct right ones (correct_to), best against worst as pairs (pairs_to), prompts that the model
+solves sometimes (prompts_to). Held-out prompts are set apart before anything is chosen (heldout_to).
+"""
+
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
+
+from data_prep.jsonl import Output, read_rows, stop_if_done, what_is_asked, write_manifest
+from data_prep.judging import JudgeConfig
+from data_prep.server import FREE
+from utils.files import show
+from utils.source import Source, UserError, read_config, run_main
+from utils.strict import parse_fields
+from utils.terminal import say
+
+INCOMPLETE = 3  # the exit code when a judge left some responses without a score
+OUTPUTS = ("best_to", "correct_to", "pairs_to", "prompts_to", "heldout_to")
+
+
+@dataclass
+class BestOfKConfig(JudgeConfig):
+    """What is scored, how, and what is written."""
+
+    dataset_name: str = field(default="", metadata={"help": "What generate.py wrote.", "path": "file"})
+    score_funcs: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Functions of utils/rewards.py, dotted paths, reward models (owner/name or a folder), judge."
+        },
+    )
+    score_weights: list[float] | None = field(default=None, metadata={"help": "One for each; 1 by default."})
+    passes_at: float = field(
+        default=1.0, metadata={"help": "A response is right if the first of score_funcs gives at least this."}
+    )
+    keep_truncated: bool = field(
+        default=False, metadata={"help": "Whether a response that was cut off, or is empty, may be chosen."}
+    )
+    best_to: str | None = field(
+        default=None,
+        metadata={"help": "SFT: the best response to each prompt, the shorter of equals.", "path": "output"},
+    )
+    least_score: float | None = field(
+        default=None, metadata={"help": "Prompts whose best response scores less are left out of best_to."}
+    )
+    correct_to: str | None = field(
+        default=None, metadata={"help": "SFT: right responses that differ (rejection sampling).", "path": "output"}
+    )
+    correct_per_prompt: int = field(
+        default=4, metadata={"help": "Of these, at most so many to a prompt.", "range": (1, None)}
+    )
+    pairs_to: str | None = field(
+        default=None, metadata={"help": "DPO: the best response over the worst.", "path": "output"}
+    )
+    least_margin: float = field(
+        default=0.5, metadata={"help": "Between the scores of a pair, at least.", "range": (1e-9, None)}
+    )
+    prompts_to: str | None = field(
+        default=None,
+        metadata={"help": "GRPO: prompts whose share of right responses is in pass_rate.", "path": "output"},
+    )
+    pass_rate: list[float] = field(
+        default_factory=lambda: [0.1, 0.9], metadata={"help": "The least and greatest such share."}
+    )
+    heldout_to: str | None = field(
+        default=None, metadata={"help": "Held-out prompts with their answers, for heldout_name.", "path": "output"}
+    )
+    heldout_fraction: float = field(
+        default=0.0, metadata={"help": "The share of prompts held out, by the hash that training uses."}
+    )
+    dtype: str | None = field(default=None, metadata={"help": "Of reward models: bfloat16, float32."})
+    seed: int = field(default=42, metadata={"help": "Draws between responses that are equal in all."})
+    start_over: bool = field(default=False, metadata={"help": "Replace what an earlier run has made."})
+
+
+def main() -> None:
+    source, began = read_config(__doc__, fields=BestOfKConfig), time.time()
+    settings = parse_fields(source, BestOfKConfig)
+    outputs = check_together(source, settings)
+    asked = what_is_asked(settings, [settings.dataset_name], (*FREE, "dtype"))
+    stop_if_done(outputs[0], asked, settings.start_over)
+    rows = list(read_rows(settings.dataset_name))
+    check_rows(rows, settings)
+
+    from data_prep.scoring import score_all
+    from utils.rows import is_held_out, prompt_key
+
+    scored, failed = score_all(rows, settings, source, asked)
+    counts = {"prompts": len(rows), "responses": sum(map(len, scored)), "not_scored": len(failed), "heldout": 0}
+    files = {name: Output(vars(settings)[name]) for name in OUTPUTS if vars(settings)[name]}
+    opened = {name: file.__enter__() for name, file in files.items()}
+    for number, (row, responses) in enumerate(zip(rows, scored, strict=True)):
+        if is_held_out(prompt_key(row), settings.heldout_fraction):
+            counts["heldout"] += 1
+            made = {"heldout_to": heldout_rows(row, responses)}
+        else:
+            made = chosen(row, responses, settings, number)
+        for name, found in made.items():
+            for kept in found if name in opened else []:
+                opened[name].write(kept)
+    for file in files.values():
+        file.__exit__(None)
+    counts |= {name: file.rows for name, file in files.items()} | summary(scored, settings)
+    found = {"counts": counts, "outputs": {str(file.path): file.made() for file in files.values()}}
+    for path in outputs:
+        write_manifest(path, source, asked, found, began, ["trl"], unfinished=bool(failed))
+    for name, file in files.items():
+        say("done" if file.rows else "WARNING", f"{show(file.path)}: {file.rows:,} rows ({name})")
+    say("", ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in counts.items() if name not in files))
+    if failed:
+        say("FAILED", f"{len(failed):,} responses have no score ({failed[0]}); they were not chosen from")
+        sys.exit(INCOMPLETE)
+
+
+def check_together(source: Source, settings: BestOfKConfig) -> list[str]:
+    """The outputs that are asked for. Raises UserError for what does not go together."""
+    outputs = [vars(settings)[name] for name in OUTPUTS if vars(settings)[name]]
+    if not settings.dataset_name or not settings.score_funcs:
+        raise UserError(
+            f"{source.path.name}: {'score_funcs' if settings.dataset_name else 'dataset_name'}: is missing"
+        )
+    if not outputs or len(set(outputs)) < len(outputs):
+        raise UserError(f"{source.path.name}: name what to write, each in a file of its own: {', '.join(OUTPUTS)}")
+    if len(settings.score_weights or settings.score_funcs) != len(settings.score_funcs):
+        raise UserError("score_weights: write one number for each of score_funcs")
+    low, high = settings.pass_rate if len(settings.pass_rate) == 2 else (1.0, 0.0)
+    if not 0 <= low <= high <= 1:
+        raise UserError("pass_rate: write the least and the greatest share, as pass_rate: [0.1, 0.9]")
+    if bool(settings.heldout_to) != bool(settings.heldout_fraction):
+        raise UserError("heldout_to: give it together with heldout_fraction, or neither")
+    if "judge" in settings.score_funcs and not (settings.base_urls and settings.judge_model):
+        raise UserError("score_funcs: a judge needs judge_model and base_urls")
+    return outputs
+
+
+def check_rows(rows: list[dict], settings: BestOfKConfig) -> None:
+    """Raises UserError naming the row that is none of generate.py's."""
+    name = Path(settings.dataset_name).name
+    if not rows:
+        raise UserError(f"{name}: has no rows")
+    for number, row in enumerate(rows, 1):
+        responses = row.get("responses")
+        if not isinstance(row.get("prompt"), list) or not isinstance(responses, list) or not responses:
+            raise UserError(f"{name}:{number}: has no prompt and responses. Name a file that generate.py wrote")
+        for response in responses:
+            if not isinstance(response, dict) or not isinstance(response.get("completion"), list):
+                raise UserError(f"{name}:{number}: a response has no completion. Name a file that generate.py wrote")
+
+
+def chosen(row: dict, responses: list[dict], settings: BestOfKConfig, number: int) -> dict[str, list[dict]]:
+    """What a prompt gives to each output. `responses` have a score, and `right` (or None without one)."""
+    base = {key: value for key, value in row.items() if key != "responses"}
+    scored = [response for response in responses if response["score"] is not None]
+    whole = [response for response in scored if settings.keep_truncated or is_whole(response)]
+    draw = random.Random(f"{settings.seed} {number}")
+    ranked = sorted(whole, key=lambda r: (-r["score"], length(r), draw.random()))
+    found: dict[str, list[dict]] = {"best_to": [], "correct_to": [], "pairs_to": [], "prompts_to": []}
+    if ranked and (settings.least_score is None or ranked[0]["score"] >= settings.least_score):
+        found["best_to"] = [sft_row(base, ranked[0])]
+    found["correct_to"] = [sft_row(base, response) for response in distinct(ranked)][: settings.correct_per_prompt]
+    if ranked:
+        worst = min(ranked, key=lambda r: (r["score"], draw.random()))
+        if ranked[0]["score"] - worst["score"] >= settings.least_margin:
+            sides = {"chosen": ranked[0]["completion"], "rejected": worst["completion"]}
+            scores = {"score_chosen": ranked[0]["score"], "score_rejected": worst["score"]}
+            found["pairs_to"] = [base | sides | scores]
+    if scored:
+        rate = sum(response["right"] for response in scored) / len(scored)
+        low, high = settings.pass_rate
+        if low <= rate <= high:
+            found["prompts_to"] = [base | {"pass_rate": round(rate, 4)}]
+    return found
+
+
+def is_whole(response: dict) -> bool:
+    last = response["completion"][-1]
+    said = (last.get("content") or "").strip() or last.get("tool_calls")
+    return bool(said) and response.get("finish_reason") != "length"
+
+
+def length(response: dict) -> int:
+    """In tokens where they were counted, else in characters."""
+    tokens = response.get("completion_tokens")
+    return tokens if tokens is not None else sum(len(m.get("content") or "") for m in response["completion"])
+
+
+def distinct(ranked: list[dict]) -> Iterator[dict]:
+    """The right ones, of those that say the same the first."""
+    seen = set()
+    for response in ranked:
+        text = " ".join(str(message.get("content")) for message in response["completion"]).lower().split()
+        if response["right"] and tuple(text) not in seen:
+            seen.add(tuple(text))
+            yield response
+
+
+def sft_row(base: dict, response: dict) -> dict:
+    return base | {"completion": response["completion"], "score": response["score"]}
+
+
+def heldout_rows(row: dict, responses: list[dict]) -> list[dict]:
+    """With the gold answer where there is one: a model's own is no reference."""
+    base = {key: value for key, value in row.items() if key != "responses"}
+    if row.get("answer"):
+        return [base | {"completion": [{"role": "assistant", "content": str(row["answer"])}]}]
+    ranked = sorted((r for r in responses if r["score"] is not None), key=lambda r: (-r["score"], length(r)))
+    return [base | {"completion": ranked[0]["completion"]}] if ranked else []
+
+
+def summary(scored: list[list[dict]], settings: BestOfKConfig) -> dict:
+    """How much choosing gains: the mean score and share of right ones of all responses, and of the best of each K."""
+    known = [[r for r in responses if r["score"] is not None] for responses in scored]
+    known = [responses for responses in known if responses]
+    every = [response for responses in known for response in responses]
+    if not every:
+        return {}
+    best = [max(responses, key=lambda r: r["score"]) for responses in known]
+    return {
+        "mean_score": round(sum(r["score"] for r in every) / len(every), 4),
+        "mean_best_score": round(sum(r["score"] for r in best) / len(best), 4),
+        "right": round(sum(r["right"] for r in every) / len(every), 4),
+        "prompts_with_a_right_one": round(sum(any(r["right"] for r in rs) for rs in known) / len(known), 4),
+    }
+
+
+if __name__ == "__main__":
+    run_main(main)
