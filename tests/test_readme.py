@@ -11,6 +11,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL
 
+PREPARATION = (
+    "python data_prep/generate.py --config configs/generate_tiny.yaml",
+    "python data_prep/best_of_k.py --config configs/best_of_k_tiny.yaml",
+    "python data_prep/filter.py --config configs/filter_tiny.yaml",
+    "python sft/train.py --config configs/sft_tiny.yaml --dataset_name outputs/tiny_clean.jsonl"
+    " --output_dir outputs/sft_distilled",
+)
+SHORT = "--max_steps 6 --eval_prompts 12 --eval_max_new_tokens 12 --start_over"
 README = (ROOT / "README.md").read_text()
 
 
@@ -80,12 +88,41 @@ def test_the_third_command_ends_well(clone):
     assert (clone / "outputs/grpo_tiny/completions").is_dir()
 
 
+def prepare_and_train(clone, *more):
+    """The four commands of data preparation, in the clone; `more` flags for the first and the last."""
+    if not (clone / "outputs/sft_tiny").exists():
+        test_the_first_command_ends_well(clone)
+    for number, command in enumerate(PREPARATION):
+        assert command in commands()
+        command += f" {more[number]}" if more else ""
+        done = subprocess.run(command, shell=True, cwd=clone, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    clean = [json.loads(line) for line in (clone / "outputs/tiny_clean.jsonl").read_text().splitlines()]
+    manifest = json.loads((clone / "outputs/tiny_clean.manifest.json").read_text())
+    assert manifest["counts"]["out"] == len(clean)
+    return clean, json.loads((clone / "outputs/sft_distilled/metrics.json").read_text())
+
+
+def test_data_preparation_ends_well(clone):
+    clean, metrics = prepare_and_train(clone, "--prompts 80 --start_over", "--start_over", "--start_over", SHORT)
+    assert 30 <= len(clean) <= 80
+    assert metrics["train"]["steps"] == 6
+
+
+@pytest.mark.slow
+def test_data_preparation_as_printed_ends_well(clone):
+    clean, metrics = prepare_and_train(clone, "--start_over", "--start_over", "--start_over", "--start_over")
+    assert len(clean) > 1000
+    assert metrics["after"]["exact_match"]["value"] >= 0.70
+    assert metrics["change"]["exact_match"]["p_value"] < 0.001
+
+
 def test_the_other_commands_are_those_that_are_tested_elsewhere():
     """A command that no test runs must not stand in the README unseen."""
     known = (
         "python3 -m venv", ". .venv/bin/activate",
         "python sft/train.py --config configs/sft_tiny.yaml", "python dpo/train.py --config configs/dpo_tiny.yaml",
-        "python online_rl/train.py --config configs/grpo_tiny.yaml",
+        "python online_rl/train.py --config configs/grpo_tiny.yaml", *PREPARATION,
         "pip install -r", "python -m pytest",
         "accelerate launch --config_file configs/accelerate/ddp.yaml", "python benchmarks/sft_vs_trl.py",
         "python tiny/make_data.py", "python tiny/make_base.py", "ruff ",
