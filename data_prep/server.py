@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 
 import openai
 
@@ -235,12 +236,18 @@ def arguments_of(function: dict) -> dict | str:
 
 
 def seconds_asked_for(headers) -> float | None:
-    """What a server that limits rates asks to wait: its headers retry-after-ms or retry-after."""
+    """What a server that limits rates asks to wait: its retry-after-ms, or retry-after in seconds or as a date."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
-            return min(max(0.0, float(headers[name]) * unit), LONGEST_WAIT)
-        except (KeyError, ValueError):  # not there, or a date
+            seconds = float(headers[name]) * unit
+        except KeyError:
             continue
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(headers[name]).timestamp() - time.time()
+            except ValueError:  # nor a date
+                continue
+        return min(max(0.0, seconds), LONGEST_WAIT)
     return None
 
 

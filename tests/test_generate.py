@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from email.utils import formatdate
 from types import SimpleNamespace
 
 import pytest
@@ -264,7 +265,9 @@ def test_a_rate_limit_is_honoured(tmp_path):
     assert done.returncode == 0, done.stderr
     assert times[1] - times[0] >= 1.5
     assert seconds_asked_for({"retry-after-ms": "250"}) == 0.25
-    assert seconds_asked_for({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}) is None
+    assert 28 < seconds_asked_for({"retry-after": formatdate(time.time() + 30, usegmt=True)}) <= 30
+    assert seconds_asked_for({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert seconds_asked_for({"retry-after": "soon"}) is None
     assert seconds_asked_for({"retry-after": "86400"}) == 600
 
 
