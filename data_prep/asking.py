@@ -31,7 +31,7 @@ def ask_servers(rows: list[dict], settings, source: Source, journal: Journal, ti
         ticker.tick()
 
     async def run() -> list:
-        servers = Servers(settings, settings.model_name_or_path)
+        servers = Servers(settings, settings.model_name_or_path, int(journal.answered.sum()))
         await servers.warn_of_other_models()
         return await servers.ask_all(missing_requests(journal, rows, settings), answer, keep)
 
@@ -48,10 +48,10 @@ def load_tools(names: list[str]) -> list:
 
 async def take_turns(servers, settings, rows: list[dict], number: int, tools: list) -> dict:
     """One response: the model's answer, and those after what its tool calls gave."""
-    from data_prep.server import NoAnswer
+    from data_prep.server import Refused
 
     row = rows[number // settings.num_responses]
-    body = request_body(settings, row, number, tools)
+    body, turns = request_body(settings, row, number, tools), []
     completion, used, made = [], [], []
     for turn in range(settings.max_tool_calling_iterations + 1):
         answer = await servers.ask(number // settings.num_responses, body)
@@ -62,10 +62,14 @@ async def take_turns(servers, settings, rows: list[dict], number: int, tools: li
         if not (tools and answer["tool_calls"]) or turn == settings.max_tool_calling_iterations:
             break
         if any(isinstance(call["function"]["arguments"], str) for call in answer["tool_calls"]):
-            raise NoAnswer("a tool call whose arguments are no JSON mapping")
+            raise Refused("a tool call whose arguments are no JSON mapping")
         results = await asyncio.to_thread(use_tools, answer["tool_calls"], tools)
         completion += results
-        body["messages"] = [*body["messages"], *as_sent(answer, results)]
+        said = {"role": "assistant", "content": answer["content"], "tool_calls": answer["tool_calls"]}
+        if name := answer["reasoning_name"]:  # under the name by which this server knows it
+            said[name] = answer["reasoning"]
+        turns += [said, *results]
+        body["messages"] = as_sent([*row["prompt"], *turns])
     return reply(completion, answer["finish_reason"], total(used), total(made))
 
 
@@ -75,23 +79,31 @@ def use_tools(calls: list[dict], tools: list) -> list[dict]:
     return call_tools({"tool_calls": calls}, tools)
 
 
-def as_sent(answer: dict, results: list[dict]) -> list[dict]:
-    """An assistant's calls and what they gave, as the API takes them back: arguments as text, results by id."""
-    calls = [
-        call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
-        for call in answer["tool_calls"]
-    ]
-    waiting = {
-        name: [c["id"] for c in calls if c["function"]["name"] == name] for name in {r["name"] for r in results}
-    }
-    told = [result | {"tool_call_id": waiting[result["name"]].pop(0)} for result in results]
-    return [{"role": "assistant", "content": answer["content"], "tool_calls": calls}, *told]
+def as_sent(messages: list[dict]) -> list[dict]:
+    """Messages as the API takes them: a call's arguments as text, calls with ids, and what tools said by these."""
+    sent, waiting = [], []
+    for place, message in enumerate(messages):
+        if message.get("tool_calls"):
+            calls = []
+            for k, call in enumerate(message["tool_calls"]):
+                function = call.get("function", call)
+                arguments = function.get("arguments") or {}
+                arguments = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+                function = {"name": function["name"], "arguments": arguments}
+                calls.append({"type": "function", "id": call.get("id") or f"call_{place}_{k}", "function": function})
+            message, waiting = message | {"content": message.get("content") or "", "tool_calls": calls}, calls
+        elif message["role"] == "tool" and "tool_call_id" not in message and waiting:
+            own = next((call for call in waiting if call["function"]["name"] == message.get("name")), waiting[0])
+            waiting = [call for call in waiting if call is not own]
+            message = message | {"tool_call_id": own["id"]}
+        sent.append(message)
+    return sent
 
 
 def request_body(settings, row: dict, number: int, tools: list) -> dict:
     """Messages and sampling settings, as the chat completions API names them."""
     body = {
-        "messages": row["prompt"], "max_tokens": settings.max_new_tokens, "temperature": settings.temperature,
+        "messages": as_sent(row["prompt"]), "max_tokens": settings.max_new_tokens, "temperature": settings.temperature,
         "top_p": settings.top_p, "seed": seed_of(settings.seed, number),
     }  # fmt: skip
     schemas = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
@@ -102,7 +114,7 @@ def request_body(settings, row: dict, number: int, tools: list) -> dict:
     more = {"chat_template_kwargs": settings.chat_template_kwargs} if settings.chat_template_kwargs else {}
     more |= {"top_k": settings.top_k} if settings.top_k else {}
     body |= {"tools": schemas} if schemas else {}
-    return body | ({"extra_body": more | settings.extra_body} if more or settings.extra_body else {})
+    return body | ({"extra_body": more} if more else {})
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -7,6 +7,7 @@ best of K (best_to), distinct right ones (correct_to), best against worst as pai
 solves sometimes (prompts_to). Held-out prompts are set apart before anything is chosen (heldout_to).
 """
 
+import contextlib
 import random
 import sys
 import time
@@ -16,8 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
-from data_prep.jsonl import Output, read_rows, stop_if_done, what_is_asked, write_manifest
+from data_prep.jsonl import Output, check_files, drop, publish, read_rows, stop_if_done, what_is_asked
 from data_prep.judging import JudgeConfig
+from data_prep.replies import WHOLE
 from data_prep.server import FREE
 from utils.files import show
 from utils.source import Source, UserError, read_config, run_main
@@ -25,6 +27,7 @@ from utils.strict import parse_fields
 from utils.terminal import say
 
 INCOMPLETE = 3  # the exit code when a judge left some responses without a score
+NOT_SCORED = "{:,} responses have no score, and were not chosen from"
 OUTPUTS = ("best_to", "correct_to", "pairs_to", "prompts_to", "heldout_to")
 
 
@@ -80,7 +83,10 @@ class BestOfKConfig(JudgeConfig):
     )
     dtype: str | None = field(default=None, metadata={"help": "Of reward models: bfloat16, float32."})
     seed: int = field(default=42, metadata={"help": "Draws between responses that are equal in all."})
-    start_over: bool = field(default=False, metadata={"help": "Replace what an earlier run has made."})
+    start_over: bool = field(
+        default=False,
+        metadata={"help": "Replace what an earlier run has chosen; what a judge or reward model said still counts."},
+    )
 
 
 def main() -> None:
@@ -88,38 +94,45 @@ def main() -> None:
     settings = parse_fields(source, BestOfKConfig)
     outputs = check_together(source, settings)
     asked = what_is_asked(settings, [settings.dataset_name], (*FREE, "dtype"))
-    stop_if_done(outputs[0], asked, settings.start_over)
+    stop_if_done(outputs, asked, start_over=settings.start_over)
     rows = list(read_rows(settings.dataset_name))
     check_rows(rows, settings)
+    if settings.start_over:
+        drop(outputs)
 
     from data_prep.scoring import score_all
     from utils.rows import is_held_out, prompt_key
 
-    scored, failed = score_all(rows, settings, source, asked)
-    counts = {"prompts": len(rows), "responses": sum(map(len, scored)), "not_scored": len(failed), "heldout": 0}
-    files = {name: Output(vars(settings)[name]) for name in OUTPUTS if vars(settings)[name]}
-    opened = {name: file.__enter__() for name, file in files.items()}
-    for number, (row, responses) in enumerate(zip(rows, scored, strict=True)):
-        if is_held_out(prompt_key(row), settings.heldout_fraction):
-            counts["heldout"] += 1
-            made = {"heldout_to": heldout_rows(row, responses)}
-        else:
-            made = chosen(row, responses, settings, number)
-        for name, found in made.items():
-            for kept in found if name in opened else []:
-                opened[name].write(kept)
-    for file in files.values():
-        file.__exit__(None)
-    counts |= {name: file.rows for name, file in files.items()} | summary(scored, settings)
-    found = {"counts": counts, "outputs": {str(file.path): file.made() for file in files.values()}}
-    for path in outputs:
-        write_manifest(path, source, asked, found, began, ["trl"], unfinished=bool(failed))
+    scored, failed, journals = score_all(rows, settings)
+    counts = {"prompts": len(rows), "responses": sum(map(len, scored))}
+    counts |= {"not_scored": sum(r["score"] is None for responses in scored for r in responses), "heldout": 0}
+    with contextlib.ExitStack() as stack:
+        files = {
+            name: stack.enter_context(Output(path, with_manifest=True))
+            for name in OUTPUTS
+            if (path := vars(settings)[name])
+        }
+        for number, (row, responses) in enumerate(zip(rows, scored, strict=True)):
+            if is_held_out(prompt_key(row), settings.heldout_fraction):
+                counts["heldout"] += 1
+                made = {"heldout_to": heldout_rows(row, responses)}
+            else:
+                made = chosen(row, responses, settings, number)
+            for name in files.keys() & made.keys():
+                for kept in made[name]:
+                    files[name].write(kept)
+    counts |= {name: file.rows for name, file in files.items()} | summary(scored)
+    publish(list(files.values()), source, asked, {"counts": counts}, began, ["trl"], unfinished=bool(failed))
+    for journal in journals:
+        journal.close(remove=True)
     for name, file in files.items():
         say("done" if file.rows else "WARNING", f"{show(file.path)}: {file.rows:,} rows ({name})")
     say("", ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in counts.items() if name not in files))
     if failed:
-        say("FAILED", f"{len(failed):,} responses have no score ({failed[0]}); they were not chosen from")
+        say("FAILED", f"{len(failed):,} verdicts are missing ({failed[0]}): {NOT_SCORED.format(counts['not_scored'])}")
         sys.exit(INCOMPLETE)
+    if counts["not_scored"]:
+        say("WARNING", f"{settings.score_funcs[0]} says None: {NOT_SCORED.format(counts['not_scored'])}")
 
 
 def check_together(source: Source, settings: BestOfKConfig) -> list[str]:
@@ -129,8 +142,9 @@ def check_together(source: Source, settings: BestOfKConfig) -> list[str]:
         raise UserError(
             f"{source.path.name}: {'score_funcs' if settings.dataset_name else 'dataset_name'}: is missing"
         )
-    if not outputs or len(set(outputs)) < len(outputs):
-        raise UserError(f"{source.path.name}: name what to write, each in a file of its own: {', '.join(OUTPUTS)}")
+    if not outputs:
+        raise UserError(f"{source.path.name}: name what to write: {', '.join(OUTPUTS)}")
+    check_files([settings.dataset_name], {name: vars(settings)[name] for name in OUTPUTS})
     if len(settings.score_weights or settings.score_funcs) != len(settings.score_funcs):
         raise UserError("score_weights: write one number for each of score_funcs")
     low, high = settings.pass_rate if len(settings.pass_rate) == 2 else (1.0, 0.0)
@@ -153,12 +167,13 @@ def check_rows(rows: list[dict], settings: BestOfKConfig) -> None:
         if not isinstance(row.get("prompt"), list) or not isinstance(responses, list) or not responses:
             raise UserError(f"{name}:{number}: has no prompt and responses. Name a file that generate.py wrote")
         for response in responses:
-            if not isinstance(response, dict) or not isinstance(response.get("completion"), list):
+            completion = response.get("completion") if isinstance(response, dict) else None
+            if not completion or not all(isinstance(m, dict) and "role" in m for m in completion):
                 raise UserError(f"{name}:{number}: a response has no completion. Name a file that generate.py wrote")
 
 
 def chosen(row: dict, responses: list[dict], settings: BestOfKConfig, number: int) -> dict[str, list[dict]]:
-    """What a prompt gives to each output. `responses` have a score, and `right` (or None without one)."""
+    """What a prompt gives to each output. `responses` have `score` and `right`, None where they are not known."""
     base = {key: value for key, value in row.items() if key != "responses"}
     scored = [response for response in responses if response["score"] is not None]
     whole = [response for response in scored if settings.keep_truncated or is_whole(response)]
@@ -170,12 +185,13 @@ def chosen(row: dict, responses: list[dict], settings: BestOfKConfig, number: in
     found["correct_to"] = [sft_row(base, response) for response in distinct(ranked)][: settings.correct_per_prompt]
     if ranked:
         worst = min(ranked, key=lambda r: (r["score"], draw.random()))
-        if ranked[0]["score"] - worst["score"] >= settings.least_margin:
+        if round(ranked[0]["score"] - worst["score"], 6) >= settings.least_margin:
             sides = {"chosen": ranked[0]["completion"], "rejected": worst["completion"]}
             scores = {"score_chosen": ranked[0]["score"], "score_rejected": worst["score"]}
             found["pairs_to"] = [base | sides | scores]
-    if scored:
-        rate = sum(response["right"] for response in scored) / len(scored)
+    judged = [response for response in scored if response["right"] is not None]
+    if judged:
+        rate = sum(response["right"] and is_whole(response) for response in judged) / len(judged)
         low, high = settings.pass_rate
         if low <= rate <= high:
             found["prompts_to"] = [base | {"pass_rate": round(rate, 4)}]
@@ -183,9 +199,10 @@ def chosen(row: dict, responses: list[dict], settings: BestOfKConfig, number: in
 
 
 def is_whole(response: dict) -> bool:
+    """Whether it ends with an answer: not cut off or filtered, not empty, no call that no tool answered."""
     last = response["completion"][-1]
-    said = (last.get("content") or "").strip() or last.get("tool_calls")
-    return bool(said) and response.get("finish_reason") != "length"
+    said = (last.get("content") or "").strip() and last["role"] == "assistant" and not last.get("tool_calls")
+    return bool(said) and response.get("finish_reason") in WHOLE
 
 
 def length(response: dict) -> int:
@@ -217,7 +234,7 @@ def heldout_rows(row: dict, responses: list[dict]) -> list[dict]:
     return [base | {"completion": ranked[0]["completion"]}] if ranked else []
 
 
-def summary(scored: list[list[dict]], settings: BestOfKConfig) -> dict:
+def summary(scored: list[list[dict]]) -> dict:
     """How much choosing gains: the mean score and share of right ones of all responses, and of the best of each K."""
     known = [[r for r in responses if r["score"] is not None] for responses in scored]
     known = [responses for responses in known if responses]
@@ -228,7 +245,7 @@ def summary(scored: list[list[dict]], settings: BestOfKConfig) -> dict:
     return {
         "mean_score": round(sum(r["score"] for r in every) / len(every), 4),
         "mean_best_score": round(sum(r["score"] for r in best) / len(best), 4),
-        "right": round(sum(r["right"] for r in every) / len(every), 4),
+        "right": round(sum(bool(r["right"]) for r in every) / len(every), 4),
         "prompts_with_a_right_one": round(sum(any(r["right"] for r in rs) for rs in known) / len(known), 4),
     }
 

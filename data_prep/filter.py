@@ -8,18 +8,23 @@ Rows of any of TRL's forms, as JSON lines; those that are kept are written as th
 import json
 import sys
 import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import Pool, cpu_count
+from multiprocessing import cpu_count
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
 import numpy as np
 
-from data_prep import near_duplicates
-from data_prep.jsonl import Output, open_input, stop_if_done, what_is_asked, write_manifest
-from data_prep.looking import CHUNK, RULES, Looked, begin_work, look
+from data_prep import near_duplicates, rules
+from data_prep.jsonl import Output, check_files, open_input, publish, stop_if_done, what_is_asked
+from data_prep.looking import RULES, Looked, begin_work, chunks_of, look, tokenizer_file
 from data_prep.progress import Ticker
 from utils.files import show
 from utils.source import Source, UserError, read_config, run_main
@@ -27,6 +32,7 @@ from utils.strict import parse_fields
 from utils.terminal import say
 
 ON = ["prompt", "response", "both"]
+NOT_SHOWN = "(not shown: personal data)"
 MOST_COMPARED = 2_000_000_000  # rows x picks of `diversity`: about a minute on one core
 
 
@@ -50,7 +56,7 @@ class FilterConfig:
     max_words: int | None = field(default=None, metadata={"help": "Of a response.", "range": (1, None)})
     languages: list[str] | None = field(
         default=None,
-        metadata={"help": "Responses in none of these are dropped: [en, de]; where it is not clear, kept."},
+        metadata={"help": "Responses that are clearly in none of these are dropped: [en, de] (ISO 639)."},
     )
     refusals: bool = field(default=False, metadata={"help": "Refusals and boiler-plate at the head of a response."})
     broken_format: bool = field(
@@ -103,21 +109,27 @@ def main() -> None:
     source, began = read_config(__doc__, fields=FilterConfig), time.time()
     settings = parse_fields(source, FilterConfig)
     check_together(source, settings)
-    asked = what_is_asked(
-        settings, [settings.dataset_name, *(settings.contamination or [])], ("workers", "dropped_to")
-    )
-    stop_if_done(settings.output_file, asked, settings.start_over)
+    inputs = [settings.dataset_name, *(settings.contamination or [])]
+    check_files(inputs, {"output_file": settings.output_file, "dropped_to": settings.dropped_to})
+    inputs += [str(tokenizer_file(settings.tokenizer))] if settings.tokenizer else []
+    outputs = [settings.output_file, *([settings.dropped_to] if settings.dropped_to else [])]
+    asked = what_is_asked(settings, inputs, ("workers", "dropped_to"))
+    stop_if_done(outputs, asked, start_over=settings.start_over)
     looked = look_at_all(settings)
     drop_copies(looked, settings)
     if settings.diversity:
         keep_different(looked, settings)
     counts = {"in": len(looked.rule), "out": int((looked.rule < 0).sum())} | looked.counts()
     if not counts["out"]:
-        most = max(looked.counts().items(), key=lambda item: item[1], default=("nothing", 0))
-        raise UserError(f"no row is left of {counts['in']:,}: {most[0]} dropped {most[1]:,}. Nothing was written")
-    examples, made = write(looked, settings)
-    found = {"counts": counts, "examples": examples, "output": made}
-    write_manifest(settings.output_file, source, asked, found, began, ["rensa", "numpy", "xxhash"])
+        name, most = max(looked.counts().items(), key=lambda item: item[1])
+        row = int(np.flatnonzero(looked.rule == RULES.index(name))[0])
+        raise UserError(
+            f"no row is left of {counts['in']:,}: {name} dropped {most:,}, first row {looked.line[row]}: "
+            f"{told(looked.why[row], settings)}. Nothing was written"
+        )
+    files = [Output(path, with_manifest=True) for path in outputs]
+    found = {"counts": counts, "examples": write(looked, settings, *files)}
+    publish(files, source, asked, found, began, ["rensa", "numpy", "xxhash", "py3langid"])
     for name, count in looked.counts().items():
         say("", f"{name:<18} {count:>10,} dropped")
     rate = counts["in"] / (time.time() - began)
@@ -135,58 +147,70 @@ def check_together(source: Source, settings: FilterConfig) -> None:
         )
     if settings.embeddings and not settings.diversity:
         raise UserError("embeddings: has no effect without diversity. Write how many rows to keep, as diversity: 1000")
-    if Path(settings.output_file).resolve() == Path(settings.dataset_name).resolve():
-        raise UserError("output_file: is the input. Name another")
 
 
 def look_at_all(settings: FilterConfig) -> Looked:
     """Every row looked at by the rules of single rows, in several processes; the result is that of one."""
     size = Path(settings.dataset_name).stat().st_size
     workers, parts, first = settings.workers or cpu_count(), [], 1
+    begin_work(settings)  # here too, so that what is wrong with a held-out file or a tokenizer is told once
+    if size < 2_000_000:  # processes take longer to start than so few rows to read
+        workers = 1
     with open_input(Path(settings.dataset_name)) as file, Ticker("filter", size, unit="bytes") as ticker:
-        chunks = iter(lambda: list(islice(file, CHUNK)), [])
-        if workers == 1 or size < 2_000_000:  # processes take longer to start than so few rows to read
-            begin_work(settings)
-            for chunk in chunks:
-                parts.append(look(chunk))
-                ticker.tick(sum(map(len, chunk)))
-        else:
-            with Pool(workers, begin_work, (settings,)) as pool:
-                for part in pool.imap(look, chunks):
-                    parts.append(part)
-                    ticker.tick(part.bytes)
-    for part in parts:
-        if part.bad:
-            line, reason = part.bad
-            raise UserError(
-                f"{Path(settings.dataset_name).name}:{first + line}: {reason}. Write one JSON object a line"
-            )
-        first += len(part.rule)
-    if not parts or not sum(len(part.rule) for part in parts):
+        chunks = chunks_of(file)
+        for part in map(look, chunks) if workers == 1 else looked_at_by(workers, settings, chunks):
+            if part.bad:
+                line, reason = part.bad
+                raise UserError(
+                    f"{Path(settings.dataset_name).name}:{first + line}: {reason}. Write one JSON object a line"
+                )
+            first += part.lines
+            parts.append(part)
+            ticker.tick(part.bytes)
+    if not any(len(part.rule) for part in parts):
         raise UserError(f"{Path(settings.dataset_name).name}: has no rows")
     return Looked.joined(parts)
 
 
+def looked_at_by(workers: int, settings: FilterConfig, chunks: Iterator[list[bytes]]) -> Iterator[Looked]:
+    """What `look` finds, in the order of the chunks, a few of which are under way at a time."""
+    with ProcessPoolExecutor(workers, initializer=begin_work, initargs=(settings,)) as pool:
+        waiting = deque(pool.submit(look, chunk) for chunk in islice(chunks, 2 * workers))
+        try:
+            while waiting:
+                part = waiting.popleft().result()
+                waiting.extend(pool.submit(look, chunk) for chunk in islice(chunks, 1))
+                yield part
+        except BrokenProcessPool:
+            raise UserError(
+                "a process was ended from outside, most likely for want of memory. Write fewer, as workers: 1"
+            ) from None
+
+
 def drop_copies(looked: Looked, settings: FilterConfig) -> None:
-    """Of rows that say the same, or nearly, the best-scored stays; of equals the shorter, then the first."""
+    """Of rows that say the same, or nearly, the best-scored stays; of equals the shorter, then the first. Rows without
+    what is compared are copies of none."""
     if settings.exact_duplicates:
-        left = np.flatnonzero(looked.rule < 0)
-        _, groups = np.unique(looked.exact[left], return_inverse=True)
-        keep_the_best(looked, left, groups, "exact_duplicates")
+        order = best_first(looked, looked.exact != 0)
+        order = order[np.argsort(looked.exact[order], kind="stable")]
+        first = np.concatenate([[True], np.diff(looked.exact[order]) != 0])[: len(order)]
+        kept = order[np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))]
+        for row, like in zip(order[~first].tolist(), kept[~first].tolist(), strict=True):
+            looked.drop(row, "exact_duplicates", f"like row {looked.line[like]:,}, which is kept")
     if settings.near_duplicates:
-        left = np.flatnonzero(looked.rule < 0)
-        groups = near_duplicates.clusters(looked.signature[left], settings.near_threshold)
-        looked.signature = looked.signature[:0]  # half a gigabyte for a million rows
-        keep_the_best(looked, left, groups, "near_duplicates")
+        order = best_first(looked, looked.words > 0)
+        left, ways = np.sort(order), 2 if settings.near_duplicates == "both" else 1
+        found = looked.signature if len(left) == len(looked.rule) else looked.signature[left]
+        looked.signature = np.zeros((0, 0), np.uint32)  # half a gigabyte for a million rows
+        places = np.searchsorted(left, order)
+        for row, like in near_duplicates.copies(found, settings.near_threshold, ways, places):
+            looked.drop(left[row], "near_duplicates", f"like row {looked.line[left[like]]:,}, which is kept")
 
 
-def keep_the_best(looked: Looked, left: np.ndarray, groups: np.ndarray, rule: str) -> None:
-    order = np.lexsort((left, looked.length[left], -looked.score[left], groups))
-    ordered = groups[order]
-    first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
-    best = left[order][np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))]
-    for row, kept in zip(left[order][~first].tolist(), best[~first].tolist(), strict=True):
-        looked.drop(row, rule, f"like row {looked.line[kept]:,}, which is kept")
+def best_first(looked: Looked, compared: np.ndarray) -> np.ndarray:
+    """The rows that are left and can be compared: the best-scored, the shorter, the first, first."""
+    left = np.flatnonzero((looked.rule < 0) & compared)
+    return left[np.lexsort((left, looked.length[left], -looked.score[left]))]
 
 
 def keep_different(looked: Looked, settings: FilterConfig) -> None:
@@ -202,7 +226,7 @@ def keep_different(looked: Looked, settings: FilterConfig) -> None:
             f"diversity: {settings.diversity:,} of {len(left):,} rows would be {len(left) * settings.diversity:,} "
             f"comparisons, and {MOST_COMPARED:,} are a minute. Keep fewer, or filter parts of the file"
         )
-    vectors = looked.vector[left].astype(np.float32)
+    vectors = looked.vector[left]
     if not settings.embeddings:
         vectors *= np.log((1 + len(left)) / (1 + (vectors > 0).sum(axis=0)))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9
@@ -216,11 +240,10 @@ def keep_different(looked: Looked, settings: FilterConfig) -> None:
         looked.drop(row, "diversity", "more like those kept than others are")
 
 
-def write(looked: Looked, settings: FilterConfig) -> tuple[dict, dict]:
-    """The kept rows, their lines as they were. Returns (examples of what was dropped by rule, rows and digest)."""
+def write(looked: Looked, settings: FilterConfig, kept: Output, aside: Output | None = None) -> dict:
+    """The kept rows, their lines as they were; aside, the others. Returns examples of what was dropped, by rule."""
     examples: dict[str, list[dict]] = {}
-    dropped = Output(settings.dropped_to).__enter__() if settings.dropped_to else None
-    with open_input(Path(settings.dataset_name)) as file, Output(settings.output_file) as output:
+    with open_input(Path(settings.dataset_name)) as file, kept as output, aside or nullcontext() as dropped:
         lines = (line for line in file if line.strip())
         for row, (line, rule) in enumerate(zip(lines, looked.rule.tolist(), strict=True)):
             if rule < 0:
@@ -228,22 +251,23 @@ def write(looked: Looked, settings: FilterConfig) -> tuple[dict, dict]:
                 continue
             name, shown = RULES[rule], examples.setdefault(RULES[rule], [])
             if len(shown) < settings.examples:
-                shown.append({"row": int(looked.line[row]), "why": looked.why[row], **headed(line, name)})
+                shown.append({"row": int(looked.line[row])} | headed(line, looked.why[row], settings))
             if dropped:
-                dropped.write(
-                    json.loads(line) | {"_rule": name, "_why": looked.why[row], "_row": int(looked.line[row])}
-                )
-    if dropped:
-        dropped.__exit__(None)
-    return examples, output.made()
+                told = {"_rule": name, "_why": looked.why[row], "_row": int(looked.line[row])}
+                dropped.write(json.loads(line) | told)
+    return examples
 
 
-def headed(line: bytes, rule: str) -> dict:
-    """The beginning of a row, for people; nothing of one that holds personal data."""
-    if rule == "personal_data":
-        return {"text": "(not shown)"}
+def headed(line: bytes, why: str, settings: FilterConfig) -> dict:
+    """Why a row was dropped and how it begins, for people; nothing of one with personal data, whatever the rule."""
     text = line.decode("utf-8", "replace").strip()
-    return {"text": text[:300] + ("..." if len(text) > 300 else "")}
+    if settings.personal_data and rules.personal_data(text):
+        return {"why": told(why, settings), "text": NOT_SHOWN}
+    return {"why": why, "text": text[:300] + ("..." if len(text) > 300 else "")}
+
+
+def told(why: str, settings: FilterConfig) -> str:
+    return NOT_SHOWN if settings.personal_data and rules.personal_data(why) else why
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ are listed beside the output, and the exit code is 3; the same command then asks
 import json
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wh
 
 from data_prep.asking import ask_local_model, ask_servers, load_tools
 from data_prep.journal import Journal
-from data_prep.jsonl import Output, digest_of, stop_if_done, what_is_asked, write_manifest
+from data_prep.jsonl import Output, check_files, drop, publish, stop_if_done, what_is_asked
 from data_prep.progress import Ticker
 from data_prep.prompts import fingerprint, read_prompts
+from data_prep.replies import WHOLE
 from data_prep.server import FREE, ServerConfig
+from data_prep.texts import split_pair
 from utils.files import show
 from utils.source import Source, UserError, find_path, missing_model, read_config, run_main
 from utils.strict import parse_fields
@@ -87,21 +90,27 @@ class GenerateConfig(ServerConfig):
 def to_prompt_row(row: dict) -> dict:
     """The function to edit for your own data: any row in, `prompt` (text or messages) and what scores answers out.
 
-    A row of a whole dialogue asks what stands before its last answer, which becomes the column `answer`.
+    A row of a whole dialogue asks what stands up to its last question; its last answer becomes the column `answer`.
     """
     if "question" in row and "answer" in row:  # openai/gsm8k and its like
         kept = {key: value for key, value in row.items() if key != "question"}
         return {"prompt": [{"role": "user", "content": row["question"]}]} | kept
+    kept = {key: value for key, value in row.items() if key not in ("messages", "completion", "chosen", "rejected")}
     if "messages" in row:
         last = max(i for i, message in enumerate(row["messages"]) if message["role"] == "assistant")
-        kept = {key: value for key, value in row.items() if key != "messages"}
-        asked = {"prompt": row["messages"][:last], "answer": row["messages"][last].get("content") or ""}
-        return asked | kept
-    kept = {key: value for key, value in row.items() if key not in ("completion", "chosen", "rejected")}
-    reply = row.get("completion", row.get("chosen"))
+        prompt, reply = row["messages"][:last], row["messages"][last:]
+    else:
+        prompt, chosen, _ = split_pair(row)
+        reply = row.get("completion", chosen)
     if reply is not None and "answer" not in row and "solution" not in row:
-        kept["answer"] = reply if isinstance(reply, str) else reply[-1]["content"]
-    return kept
+        kept["answer"] = reply if isinstance(reply, str) else reply[-1].get("content") or ""
+    return kept | {"prompt": until_asked(prompt) if isinstance(prompt, list) else prompt}
+
+
+def until_asked(prompt: list[dict]) -> list[dict]:
+    """Without the tool calls, and what came of them, that stand after the last question: the model makes its own."""
+    last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
+    return prompt[: last + 1]
 
 
 def main() -> None:
@@ -120,21 +129,24 @@ def main() -> None:
 
         asked["weights"] = weights_digest(settings.model_name_or_path)
     output = Path(settings.output_file)
-    stop_if_done(output, asked, settings.start_over)
+    stop_if_done([settings.output_file], asked, start_over=settings.start_over)
     journal = Journal(output, asked, len(rows) * settings.num_responses, start_over=settings.start_over)
+    if settings.start_over:
+        drop([settings.output_file])
     done = int(journal.answered.sum())
     say("generate", f"{len(rows):,} prompts x {settings.num_responses} responses; {done:,} are there already")
     with Ticker("generate", len(journal.answered), done) as ticker:
         ask = ask_servers if settings.base_urls else ask_local_model
         failed = ask(rows, settings, source, journal, ticker)
-    counts = write_rows(output, rows, settings, journal, failed)
-    if counts["counts"]["responses"]:
-        library = "openai" if settings.base_urls else "transformers"
-        write_manifest(output, source, asked, counts, began, [library], unfinished=bool(failed))
+    made = Output(output, with_manifest=True)
+    counts = write_rows(made, rows, settings, journal, failed)
+    if made.rows:
+        library = "openai" if settings.base_urls else settings.backend
+        publish([made], source, asked, counts, began, [library], unfinished=bool(failed))
     else:
-        output.unlink()
+        made.part.unlink()
     journal.close(remove=not failed)
-    tell(output, counts)
+    tell(made, counts)
     if failed:
         sys.exit(INCOMPLETE)
 
@@ -147,13 +159,15 @@ def check_together(source: Source, settings: GenerateConfig) -> None:
         raise UserError(f"{source.where['model_name_or_path']}: model_name_or_path: {said}")
     if not settings.base_urls and (folder := find_path(source, "model_name_or_path", settings.model_name_or_path)):
         settings.model_name_or_path = str(folder)
+    path = find_path(source, "dataset_name", settings.dataset_name)
+    check_files([str(path)] if path else [], {"output_file": settings.output_file})
     if settings.tools and settings.chat_template_kwargs.get("tools"):
         raise UserError("chat_template_kwargs: tools have a key of their own. Write tools: [...]")
     if settings.num_responses > 1 and settings.temperature == 0:
         raise UserError("temperature: 0 gives the same response every time. Write temperature: 1, or num_responses: 1")
 
 
-def write_rows(output: Path, rows: list[dict], settings: GenerateConfig, journal, failed: list) -> dict:
+def write_rows(output: Output, rows: list[dict], settings: GenerateConfig, journal, failed: list) -> dict:
     """The rows that have responses, in the order of the prompts; the others, with the reason, in OUTPUT.failed.jsonl.
 
     Returns what the manifest says.
@@ -164,12 +178,12 @@ def write_rows(output: Path, rows: list[dict], settings: GenerateConfig, journal
     counts = {"prompts": len(rows), "responses": 0, "failed_responses": len(failed), "failed_prompts": len(why)}
     counts |= {"truncated": 0, "prompt_tokens": 0, "completion_tokens": 0, "uncounted": 0, "all_alike": 0}
     system = settings.system_prompt and not settings.keep_system_prompt
-    with Output(output) as file:
+    with output as file:
         for i, row in enumerate(rows):
             found = [journal.get(i * count + k) for k in range(count)]
             responses = [{key: part for key, part in made.items() if key != "request"} for made in found if made]
             for made in responses:
-                counts["truncated"] += made["finish_reason"] == "length"
+                counts["truncated"] += made["finish_reason"] not in WHOLE
                 counts["uncounted"] += made["completion_tokens"] is None
                 counts["prompt_tokens"] += made["prompt_tokens"] or 0
                 counts["completion_tokens"] += made["completion_tokens"] or 0
@@ -184,7 +198,7 @@ def write_rows(output: Path, rows: list[dict], settings: GenerateConfig, journal
             )
             if responses:
                 file.write(shown | tool_column(settings) | {"responses": responses})
-    listed = output.with_suffix(".failed.jsonl")
+    listed = output.path.with_suffix(".failed.jsonl")
     with Output(listed) as file:
         for i, reasons in sorted(why.items()):
             file.write(
@@ -197,12 +211,10 @@ def write_rows(output: Path, rows: list[dict], settings: GenerateConfig, journal
             )
     if not why:
         listed.unlink()
+    reasons = dict(Counter(reason for _, reason in failed).most_common(5))
     if settings.input_price or settings.output_price:
         counts["cost"] = cost(settings, counts["prompt_tokens"], counts["completion_tokens"])
-    return {
-        "counts": counts,
-        "output": {"rows": len(rows) - sum(len(r) == count for r in why.values()), "sha256": digest_of(output)},
-    }
+    return {"counts": counts, "why_failed": reasons}
 
 
 def tool_column(settings: GenerateConfig) -> dict:
@@ -232,14 +244,14 @@ def tell_cost(rows: list[dict], settings: GenerateConfig) -> None:
         say("", f"costs at most about {cost(settings, tokens, most):,.2f}, in the money of the prices")
 
 
-def tell(output: Path, found: dict) -> None:
+def tell(output: Output, found: dict) -> None:
     counts = found["counts"]
-    text = f"{counts['responses']:,} responses to {found['output']['rows']:,} prompts, {counts['truncated']:,} cut off"
+    text = f"{counts['responses']:,} responses to {output.rows:,} prompts, {counts['truncated']:,} cut off"
     text += f", {counts['completion_tokens']:,} tokens" + (f", cost {counts['cost']:,.2f}" if "cost" in counts else "")
     if counts["responses"]:
-        say("done", f"{show(output)}: {text}")
-    if counts["all_alike"] > found["output"]["rows"] / 2:
-        alike = f"{counts['all_alike']:,} of {found['output']['rows']:,} prompts"
+        say("done", f"{show(output.path)}: {text}")
+    if counts["all_alike"] > output.rows / 2:
+        alike = f"{counts['all_alike']:,} of {output.rows:,} prompts"
         say(
             "WARNING",
             f"all responses to {alike} are alike: there is nothing to choose from. Is the server sampling? "
@@ -249,8 +261,9 @@ def tell(output: Path, found: dict) -> None:
     if counts["failed_prompts"]:
         say(
             "FAILED",
-            f"{counts['failed_prompts']:,} prompts lack {counts['failed_responses']:,} responses: see "
-            f"{show(output.with_suffix('.failed.jsonl'))}. The same command asks for these again",
+            f"{counts['failed_prompts']:,} prompts lack {counts['failed_responses']:,} responses, most often: "
+            f"{next(iter(found['why_failed']))}. See {show(output.path.with_suffix('.failed.jsonl'))}. "
+            "The same command asks for these again",
         )
 
 

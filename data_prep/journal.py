@@ -1,12 +1,13 @@
 """Answers kept as they come, so that a killed run goes on where it was and asks for nothing twice."""
 
+import fcntl
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.jsonl import differences
+from data_prep.jsonl import as_written, differences
 from utils.files import show
 from utils.source import UserError
 
@@ -14,7 +15,8 @@ from utils.source import UserError
 class Journal:
     """A file beside the output: what is asked, then one line for each lot of answers.
 
-    A lot is written with one call and counts if its line is whole. In memory, a request costs 12 bytes.
+    A lot is written with one call and counts if its line is whole. In memory, a request costs 12 bytes. While it is
+    open, no second process may write it.
 
     Attributes:
         answered: for each request by number, whether its answer is there.
@@ -25,14 +27,24 @@ class Journal:
         self.path = Path(output).with_suffix(".journal.jsonl")
         self.places = np.full(requests, -1, dtype=np.int64)  # where the line of a request begins
         self.ranks = np.zeros(requests, dtype=np.int32)  # and which of its answers it is
+        self.last: tuple[int, list[dict]] = (-1, [])  # the lot read last, and where it begins
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("a+b")
+        except OSError as error:
+            raise UserError(f"{show(self.path)}: cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{show(self.path)} is being written by another process. Wait for it, or end it") from None
+        except OSError:  # a file system without locks
+            pass
         if start_over:
-            self.path.unlink(missing_ok=True)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("a+b")
+            self.file.truncate(0)
         end = self.read(asked)
         self.file.truncate(end)  # a line that a kill cut short
         if end == 0:
-            self.append(asked)
+            self.append(as_written(asked))
 
     def read(self, asked: dict) -> int:
         """Find the answers that are there. Returns where the last whole line ends."""
@@ -41,7 +53,7 @@ class Journal:
         for line in self.file:
             if not line.endswith(b"\n"):
                 break
-            if end == 0 and (before := json.loads(line)) != json.loads(json.dumps(asked)):
+            if end == 0 and (before := json.loads(line)) != as_written(asked):
                 raise UserError(
                     f"{show(self.path)} holds the answers of an unfinished run that asked otherwise. What changed "
                     f"since:{differences(before, asked)}\nName another output, or write --start_over to drop them"
@@ -73,8 +85,10 @@ class Journal:
         """The answer to a request, or None."""
         if self.places[request] < 0:
             return None
-        self.file.seek(self.places[request])
-        return json.loads(self.file.readline())[self.ranks[request]]
+        if self.last[0] != self.places[request]:
+            self.file.seek(self.places[request])
+            self.last = (self.places[request], json.loads(self.file.readline()))
+        return self.last[1][self.ranks[request]]
 
     def close(self, *, remove: bool) -> None:
         """`remove` when the output holds everything; else the same command goes on from here."""

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from utils.files import show, write_atomically
+from utils.files import show, without_keys, write_atomically
 from utils.source import Source, UserError
 from utils.terminal import say
 
@@ -47,15 +47,19 @@ def digest_of(path: str | Path) -> str:
 
 
 class Output:
-    """A JSONL file that appears under its name only when it is whole; rows and digest are counted on the way."""
+    """A JSONL file that appears under its name only when it is whole (with a manifest: when it is published); rows and
+    digest are counted on the way. Raises UserError if it cannot be written."""
 
-    def __init__(self, path: str | Path):
-        self.path, self.rows, self.hash = Path(path), 0, hashlib.sha256()
+    def __init__(self, path: str | Path, *, with_manifest: bool = False):
+        self.path, self.with_manifest, self.rows, self.hash = Path(path), with_manifest, 0, hashlib.sha256()
+        self.part = self.path.with_name(self.path.name + ".part")
 
     def __enter__(self) -> "Output":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.part = self.path.with_name(self.path.name + ".part")
-        self.file = self.part.open("wb")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.part.open("wb")
+        except OSError as error:
+            raise UserError(f"{show(self.path)}: cannot be written: {error.strerror}") from None
         return self
 
     def write(self, row: dict) -> None:
@@ -70,11 +74,11 @@ class Output:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         self.file.close()
-        if kind is None:
-            os.replace(self.part, self.path)
-        else:
+        if kind is not None:
             with contextlib.suppress(OSError):
                 self.part.unlink()
+        elif not self.with_manifest:
+            os.replace(self.part, self.path)
 
     def made(self) -> dict:
         return {"rows": self.rows, "sha256": self.hash.hexdigest()}
@@ -87,39 +91,70 @@ def manifest_of(output: str | Path) -> Path:
 def read_manifest(output: str | Path) -> dict | None:
     """What was written beside an output that is whole, or None."""
     path = manifest_of(output)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() and Path(output).is_file() else None
+    made = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and Path(output).is_file() else {}
+    return made if "asked" in made else None  # another program's is none of ours
 
 
 def what_is_asked(settings: object, inputs: list[str], but: tuple[str, ...]) -> dict:
     """What an output hangs on: the settings, but for those that change nothing in it, and the inputs' digests."""
     left_out = ("output_file", "start_over", *but)  # an input counts by its digest, wherever it lies
     config = {key: value for key, value in asdict(settings).items() if key not in left_out and value not in inputs}
-    return {"config": config, "inputs": {Path(path).name: digest_of(path) for path in inputs}}
+    digests = {f"{number} {Path(path).name}": digest_of(path) for number, path in enumerate(inputs, 1)}
+    return {"config": config, "inputs": digests}
 
 
-def stop_if_done(output: str | Path, asked: dict, start_over: bool) -> None:
-    """Exits with 0 if the output is there, made of the same. Raises UserError if it was made of anything else."""
-    made = read_manifest(output)
-    if made is None and Path(output).exists() and not start_over:
-        raise UserError(f"{show(Path(output))} is there already, and no manifest says how it was made. Name another")
-    if made is None or start_over:
-        return
-    if made["asked"] == json.loads(json.dumps(asked)):
-        if made["unfinished"]:
-            return
-        say("finished", f"nothing to do: {show(Path(output))} is whole. To make it again: --start_over")
+def check_files(inputs: list[str], outputs: dict[str, str | None]) -> None:
+    """Raises UserError for an output, by the key that names it, that is an input, another output, or no .jsonl."""
+    taken = {Path(path).resolve(): "what is read" for path in inputs}
+    for key, path in outputs.items():
+        if path is None:
+            continue
+        if Path(path).suffix != ".jsonl":
+            raise UserError(f"{key}: {path} must end with .jsonl")
+        if other := taken.get(Path(path).resolve()):
+            raise UserError(f"{key}: {show(Path(path))} is {other} too. Name a file of its own")
+        taken[Path(path).resolve()] = key
+
+
+def stop_if_done(outputs: list[str], asked: dict, *, start_over: bool) -> None:
+    """Exits with 0 if all outputs are there, made of the same. Raises UserError if one was made of anything else."""
+    done = 0
+    for output in [] if start_over else outputs:
+        made = read_manifest(output)
+        if made is None and Path(output).exists():
+            raise UserError(
+                f"{show(Path(output))} is there already, and no manifest says how it was made. Name another output, "
+                "or write --start_over to replace it"
+            )
+        if made is not None and made["asked"] != as_written(asked):
+            raise UserError(
+                f"{show(Path(output))} was made otherwise. What changed since:{differences(made['asked'], asked)}\n"
+                "Name another output, or write --start_over to replace it"
+            )
+        done += made is not None and not made["unfinished"]
+    if outputs and done == len(outputs):
+        names = ", ".join(show(Path(output)) for output in outputs)
+        say("finished", f"nothing to do: {names} {'is' if done == 1 else 'are'} whole. To make it again: --start_over")
         sys.exit(0)
-    raise UserError(
-        f"{show(Path(output))} was made otherwise. What changed since:{differences(made['asked'], asked)}\n"
-        "Name another output, or write --start_over to replace it"
-    )
+
+
+def as_written(asked: dict) -> dict:
+    """As a manifest or a journal has it: through JSON, and without what looks like a key."""
+    return json.loads(without_keys(json.dumps(asked)))
+
+
+def drop(outputs: list[str]) -> None:
+    """For --start_over, so that nothing older stands in the way of what goes on after a kill."""
+    for output in outputs:
+        manifest_of(output).unlink(missing_ok=True)
+        Path(output).unlink(missing_ok=True)
 
 
 def differences(before: dict, now: dict) -> str:
     """Each setting that differs, a line each."""
     lines = []
     for part in sorted(before.keys() | now.keys()):
-        old, new = json.loads(json.dumps([before.get(part), now.get(part)]))
+        old, new = before.get(part), as_written(now).get(part)
         if isinstance(old, dict) and isinstance(new, dict):
             changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
             lines += [f"{key}: {old.get(key)!r} was, {new.get(key)!r} is asked" for key in changed]
@@ -128,8 +163,8 @@ def differences(before: dict, now: dict) -> str:
     return "".join(f"\n  {line}" for line in lines)
 
 
-def write_manifest(
-    output: str | Path,
+def publish(
+    files: list[Output],
     source: Source,
     asked: dict,
     found: dict,
@@ -138,10 +173,11 @@ def write_manifest(
     *,
     unfinished: bool = False,
 ) -> None:
-    """`output`.manifest.json.
+    """The outputs under their names, each with its `OUTPUT.manifest.json`. A kill in between leaves none that is taken
+    for finished.
 
     Args:
-        found: what to tell of this step: outputs with their rows and digests, counts, examples.
+        found: what to tell of this step: counts, examples.
         began: time.time() at the start.
         names: the libraries whose versions made a difference.
         unfinished: whether the same command has more to do.
@@ -152,7 +188,12 @@ def write_manifest(
         "asked": asked,
         "unfinished": unfinished,
         **found,
+        "outputs": {str(file.path): file.made() for file in files},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
         "seconds": round(time.time() - began, 1),
     }
-    write_atomically(manifest_of(output), json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    drop([file.path for file in files])
+    for file in files:
+        write_atomically(manifest_of(file.path), json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    for file in files:
+        os.replace(file.part, file.path)

@@ -5,11 +5,12 @@ import itertools
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
+
+import numpy as np
 
 from data_prep.journal import Journal
 from data_prep.progress import Ticker
-from data_prep.server import NoAnswer, ServerConfig, Servers
+from data_prep.server import Refused, ServerConfig, Servers
 
 RUBRIC = "Is it right, does it answer what was asked, is it clear, and no longer than it needs to be?"
 SCORE = """Judge a response to a question by this rubric:
@@ -36,8 +37,8 @@ Response B:
 
 Reason briefly; the order says nothing. Then end with a line of its own: Verdict: A, Verdict: B or Verdict: tie."""
 FORMS = {
-    "score": re.compile(r"score\W{0,4}(10|[1-9])\b", re.I),
-    "pairs": re.compile(r"verdict\W{0,4}(a|b|tie)\b", re.I),
+    "score": re.compile(r"score\W{0,9}(?:\\boxed\{)?(10|[1-9])\b(?![.,][0-9])", re.I),
+    "pairs": re.compile(r"verdict\W{0,9}(?:response )?(a|b|tie)\b", re.I),
 }
 
 
@@ -59,15 +60,17 @@ class JudgeConfig(ServerConfig):
 
 
 def judge_all(
-    rows: list[dict], places: list[tuple[int, int]], settings: JudgeConfig, asked: dict, *, start_over: bool
+    rows: list[dict],
+    places: list[tuple[int, int]],
+    questions: list[tuple[int, int, int]],
+    settings: JudgeConfig,
+    journal: Journal,
 ) -> tuple[list[float | None], list[str]]:
-    """A score of each response, 0 to 1, or None; and why there is none. What was judged is kept, and not asked again.
+    """A score of each response, 0 to 1, or None; and why there is none. What was judged is in the journal, and not
+    asked again.
 
     A pair whose verdict turns with the order is a tie: the judge saw the place, not the response.
     """
-    questions = make_questions(rows, places, settings.judge_mode)
-    output = Path(next(path for key, path in vars(settings).items() if key.endswith("_to") and path))
-    journal = Journal(output.with_suffix(".judge.jsonl"), asked, len(questions), start_over=start_over)
 
     async def answer(servers: Servers, number: int) -> dict:
         return {"verdict": await verdict(servers, settings, rows, questions[number], number)}
@@ -77,15 +80,15 @@ def judge_all(
         ticker.tick()
 
     async def run() -> list:
-        servers = Servers(settings, settings.judge_model)
+        missing = np.flatnonzero(~journal.answered).tolist()
+        servers = Servers(settings, settings.judge_model, len(questions) - len(missing))
         await servers.warn_of_other_models()
-        return await servers.ask_all((n for n in range(len(questions)) if not journal.answered[n]), answer, keep)
+        return await servers.ask_all(missing, answer, keep)
 
     with Ticker("judge", len(questions), int(journal.answered.sum())) as ticker:
         failed = asyncio.run(run())
     found = [journal.get(number) for number in range(len(questions))]
     scores = tally(questions, [answer["verdict"] if answer else None for answer in found], places, settings.judge_mode)
-    journal.close(remove=not failed)
     return scores, [why for _, why in failed]
 
 
@@ -97,7 +100,7 @@ def make_questions(rows: list[dict], places: list[tuple[int, int]], mode: str) -
 
 
 async def verdict(servers: Servers, settings: JudgeConfig, rows: list[dict], question: tuple, number: int) -> str:
-    """What the judge says: "1" to "10", or "a", "b", "tie". Raises NoAnswer if it ends in no verdict, asked thrice."""
+    """What the judge says: "1" to "10", or "a", "b", "tie". Raises Refused if it ends in no verdict, asked thrice."""
     i, first, second = question
     row, form = rows[i], SCORE if settings.judge_mode == "score" else PAIR
     gold = f"\nA right answer, for comparison:\n{row['answer']}\n" if row.get("answer") else ""
@@ -108,11 +111,10 @@ async def verdict(servers: Servers, settings: JudgeConfig, rows: list[dict], que
     for attempt in range(3):
         body = {"messages": [{"role": "user", "content": text}], "max_tokens": settings.judge_max_tokens}
         body |= {"temperature": 0.0 if attempt == 0 else 0.7, "seed": number + attempt}
-        body |= {"extra_body": settings.extra_body} if settings.extra_body else {}
         said = (await servers.ask(number, body))["content"]
         if found := FORMS[settings.judge_mode].findall(said.rpartition("</think>")[2]):
             return found[-1].lower()
-    raise NoAnswer(f"the judge ends in no verdict: {said[-80:]!r}")
+    raise Refused(f"the judge ends in no verdict: {said[-80:]!r}")
 
 
 def as_text(messages: list[dict]) -> str:

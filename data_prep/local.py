@@ -16,7 +16,7 @@ from utils.findings import Findings
 from utils.generation import NEUTRAL, Dialogue, begin_dialogue, complete, cut_at_stop, generate, stop_tokens
 from utils.model import context_of, load_model, load_tokenizer
 from utils.named import load_tools
-from utils.source import Source, UserError
+from utils.source import Source, UserError, refusals_told
 from utils.tools import Toolbox
 
 Make = Callable[[list[list[int]], int], list[list[int]]]  # (n lists of tokens, seed) -> the tokens that follow each
@@ -44,7 +44,7 @@ class LocalModel:
             raise UserError("chat_template: the tokenizer has none. Write one that TRL ships (qwen3) or a .jinja file")
         if settings.backend == "vllm":
             self.make, self.context = vllm_engine(config.model.model_name_or_path, settings)
-            self.stops = [self.tokenizer.eos_token_id]
+            self.stops = stops_of(config.model.model_name_or_path, self.tokenizer)
         else:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
             model = load_model(config).to(device).eval()
@@ -52,7 +52,9 @@ class LocalModel:
             self.make = transformers_engine(model, self.tokenizer, settings, self.stops, batches=str(device) == "cpu")
 
     def begin(self, number: int, row: dict) -> Dialogue:
-        return begin_dialogue(number, row, self.tokenizer, self.toolbox, self.settings.chat_template_kwargs)
+        asked = {key: row[key] for key in ("prompt", "tools", "chat_template_kwargs") if key in row}
+        with refusals_told("the chat template"):
+            return begin_dialogue(number, asked, self.tokenizer, self.toolbox, self.settings.chat_template_kwargs)
 
     def room(self, dialogue: Dialogue) -> bool:
         """Whether the model's context holds the prompt and a whole completion."""
@@ -81,6 +83,15 @@ class LocalModel:
             completion.append(message)
         ended = "stop" if dialogue.stopped(self.stops) else "length"
         return reply(completion, ended, len(dialogue.prompt_ids), sum(dialogue.own))
+
+
+def stops_of(name: str, tokenizer) -> list[int]:
+    """EOS, and what else the model's generation config stops at, where it has one: vLLM reads it too."""
+    try:
+        stops = GenerationConfig.from_pretrained(name).eos_token_id
+    except OSError:
+        stops = None
+    return sorted({tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None})
 
 
 def transformers_engine(model: PreTrainedModel, tokenizer, settings, stops: list[int], *, batches: bool) -> Make:

@@ -1,26 +1,32 @@
 """One look at each row, in any number of processes: what the rules need of it, as arrays."""
 
+import difflib
 import json
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
+from tokenizers import Tokenizer
 
 from data_prep import rules
-from data_prep.jsonl import read_rows
+from data_prep.contamination import Known
 from data_prep.near_duplicates import signatures
-from data_prep.texts import Words, parts_of, words_of
-from utils.source import UserError
+from data_prep.texts import Parts, Words, key_of, parts_of, words_of
+from utils.source import ROOT, UserError
 
-CHUNK = 2000  # rows at a time
+CHUNK, BYTES = 2000, 4_000_000  # rows, and bytes, at a time
+MOST_SCORED = 1e30
 RULES = (
     "bad_form", "min_score", "min_length", "max_length", "languages", "refusals", "broken_format", "truncated_endings",
     "repetition", "personal_data", "contamination", "exact_duplicates", "near_duplicates", "diversity",
 )  # fmt: skip
 DIMENSIONS = 256  # of the hashed words of a prompt, for diversity
 NUMBER = {name: i for i, name in enumerate(RULES)}
-work: dict = {}  # of this process: settings, tokenizer, what held-out rows say
+work: dict = {}  # of this process: settings, tokenizer, language identifier, what held-out rows ask
 
 
 @dataclass
@@ -31,9 +37,10 @@ class Looked:
     line: np.ndarray  # (n,) of the file, from 1
     score: np.ndarray  # (n,) float32; 0 without one
     length: np.ndarray  # (n,) characters of the response
-    exact: np.ndarray  # (n,) uint64, one number for what must differ
+    exact: np.ndarray  # (n,) uint64, one number for what must differ; 0 for nothing to compare
     signature: np.ndarray  # (n, permutations) uint32
-    vector: np.ndarray  # (n, dimensions) float16
+    words: np.ndarray  # (n,) int32, how many the signature is of
+    vector: np.ndarray  # (n, dimensions) float32
     why: dict[int, str] = field(default_factory=dict)
     bytes: int = 0
     lines: int = 0
@@ -47,44 +54,66 @@ class Looked:
 
     @classmethod
     def joined(cls, parts: list["Looked"]) -> "Looked":
-        starts, lines = np.cumsum([0, *(len(part.rule) for part in parts)]), np.cumsum([0, *(p.lines for p in parts)])
-        columns = {}
-        for name in ("rule", "line", "score", "length", "exact", "signature", "vector"):
-            arrays = [vars(part)[name] for part in parts]
-            columns[name] = np.concatenate([a + lines[i] for i, a in enumerate(arrays)] if name == "line" else arrays)
-            for part in parts:
-                vars(part)[name] = None  # so that the whole is held once
-        why = {int(starts[i]) + row: text for i, part in enumerate(parts) for row, text in part.why.items()}
-        return cls(**columns, why=why)
+        """All rows; the parts are emptied one after another, so that little is held twice."""
+        count = sum(len(part.rule) for part in parts)
+        whole = {
+            name: np.empty((count, *vars(parts[-1])[name].shape[1:]), vars(parts[-1])[name].dtype) for name in COLUMNS
+        }
+        why, first, line = {}, 0, 0
+        for part in parts:
+            rows = slice(first, first + len(part.rule))
+            part.line += line
+            why |= {first + row: text for row, text in part.why.items()}
+            first, line = rows.stop, line + part.lines
+            for name in COLUMNS:
+                whole[name][rows] = vars(part)[name]
+                vars(part)[name] = None
+        return cls(**whole, why=why)
+
+
+COLUMNS = ("rule", "line", "score", "length", "exact", "signature", "words", "vector")
 
 
 def begin_work(settings) -> None:
-    """What a process needs, once."""
+    """What a process needs, once. Raises UserError for a tokenizer or a held-out file that cannot be read."""
     work["settings"] = settings
     work["tokenizer"] = load_tokenizer(settings.tokenizer) if settings.tokenizer else None
-    known: list[list[str]] = []
-    for path in settings.contamination or []:
-        for number, row in enumerate(read_rows(path), 1):
-            try:
-                prompt, response = parts_of(row)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise UserError(f"contamination: {Path(path).name}, row {number}: {error}") from None
-            known.append(words_of(prompt or response))
-    if known:
-        asked = Words(known)
-        work["grams"] = np.unique(asked.grams(settings.contamination_ngram)[0])
-        work["asked"] = np.unique(asked.wholes())
+    work["identifier"] = load_identifier(settings.languages) if settings.languages else None
+    work["known"] = Known(settings) if settings.contamination else None
 
 
-def load_tokenizer(name: str):
-    from tokenizers import Tokenizer
-
-    from utils.source import ROOT
-
+def tokenizer_file(name: str) -> Path:
+    """The tokenizer.json of a model's folder. Raises UserError if there is none."""
     for path in (Path(name), Path(name, "tokenizer.json"), ROOT / name / "tokenizer.json"):
         if path.is_file():
-            return Tokenizer.from_file(str(path))
+            return path
     raise UserError(f"tokenizer: there is no {name}/tokenizer.json. Name a model's folder")
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    return Tokenizer.from_file(str(tokenizer_file(name)))
+
+
+def load_identifier(languages: list[str]) -> LanguageIdentifier:
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    if unknown := sorted(set(languages) - set(identifier.labels)):
+        near = difflib.get_close_matches(unknown[0].lower()[:2], identifier.labels, n=1)
+        mend = f"did you mean {near[0]}?" if near else "write codes of ISO 639, as [en, de]"
+        raise UserError(f"languages: {unknown[0]} is not known; {mend}")
+    return identifier
+
+
+def chunks_of(file: BinaryIO) -> Iterator[list[bytes]]:
+    """Lines, some thousand at a time, fewer where they are long."""
+    chunk, size = [], 0
+    for line in file:
+        chunk.append(line)
+        size += len(line)
+        if len(chunk) == CHUNK or size > BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def look(chunk: list[bytes]) -> Looked:
@@ -94,135 +123,159 @@ def look(chunk: list[bytes]) -> Looked:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
-            return refused(chunk, number, f"is not JSON: {error}")
+        except (ValueError, RecursionError) as error:
+            return refused(number, f"is not JSON that can be read: {error}")
         if not isinstance(row, dict):
-            return refused(chunk, number, "is not a JSON object")
+            return refused(number, "is not a JSON object")
         rows.append(row)
         lines.append(number + 1)
     count = len(rows)
     looked = Looked(
         rule=np.full(count, -1, np.int8), line=np.array(lines, np.int64), score=np.zeros(count, np.float32),
         length=np.zeros(count, np.int32), exact=np.zeros(count, np.uint64),
-        signature=np.zeros((count, 0), np.uint32), vector=np.zeros((count, 0), np.float16),
-        bytes=sum(map(len, chunk)), lines=len(chunk),
+        signature=np.zeros((count, 0), np.uint32), words=np.zeros(count, np.int32),
+        vector=np.zeros((count, 0), np.float32), bytes=sum(map(len, chunk)), lines=len(chunk),
     )  # fmt: skip
-    asked: list[list[str]] = [[] for _ in rows]
-    said: list[list[str]] = [[] for _ in rows]
-    for i, row in enumerate(rows):
-        look_at_row(looked, i, row, settings, asked, said)
-    prompts = Words(asked)
-    if settings.contamination:
-        drop_known(looked, prompts, settings)
-    compared = {"prompt": prompts}
-    for part in {settings.exact_duplicates, settings.near_duplicates} - {None, "prompt"}:
-        compared[part] = Words(
-            said if part == "response" else [[*a, "", *b] for a, b in zip(asked, said, strict=True)]
-        )
+    parts = [look_at_row(looked, i, row, settings) for i, row in enumerate(rows)]
+    if work["known"]:
+        for i, why in work["known"].asked_by(parts):
+            looked.drop(i, "contamination", why)
     if settings.exact_duplicates:
-        looked.exact = compared[settings.exact_duplicates].wholes()
+        looked.exact = np.array([key_of(said_by(part, settings.exact_duplicates)) for part in parts], np.uint64)
     if settings.near_duplicates:
-        texts = compared[settings.near_duplicates]
-        looked.signature = signatures(texts, settings.near_ngram, settings.near_permutations)
+        sign(looked, parts, settings)
     if settings.diversity:
-        looked.vector = embedded(rows, settings) if settings.embeddings else hashed(prompts)
+        looked.vector = embedded(looked, rows, settings) if settings.embeddings else hashed(parts)
     return looked
 
 
-def refused(chunk: list[bytes], number: int, reason: str) -> Looked:
+def said_by(part: Parts | None, which: str) -> str:
+    """What rows are compared by exactly: all of a prompt, what is learnt and what is not, or both."""
+    if not part:
+        return ""
+    prompt = [*part.given, *part.asked]
+    response = [part.response] if which == "response" else [*part.answers, "\0", part.rejected]
+    return "\n".join(prompt if which == "prompt" else response if which == "response" else prompt + response)
+
+
+def sign(looked: Looked, parts: list[Parts | None], settings) -> None:
+    """Signatures of what is compared nearly. System prompts and what tools said, which rows share, do not count; for
+    `both`, half of the signature is that of the response alone, which must be alike too."""
+    asked = [part.prompt_words if part else [] for part in parts]
+    said = [part.response_words + words_of(part.rejected) if part else [] for part in parts]
+    ways = {
+        "prompt": [asked],
+        "response": [said],
+        "both": [[[*a, "", *b] for a, b in zip(asked, said, strict=True)], said],
+    }
+    texts = [Words(way) for way in ways[settings.near_duplicates]]
+    permutations = settings.near_permutations // len(texts)
+    looked.signature = np.hstack([signatures(text, settings.near_ngram, permutations) for text in texts])
+    looked.words = texts[0].sizes().astype(np.int32)
+
+
+def refused(number: int, reason: str) -> Looked:
     none = np.zeros(0, np.int64)
-    before = np.zeros(sum(bool(line.strip()) for line in chunk[:number]), np.int8)
-    return Looked(before, none, none, none, none, none, none, bad=(number, reason), lines=number)
+    return Looked(none, none, none, none, none, none, none, none, bad=(number, reason))
 
 
-def look_at_row(looked: Looked, i: int, row: dict, settings, asked: list, said: list) -> None:
-    """The rules of single rows, in their order, to the first that drops it."""
+def look_at_row(looked: Looked, i: int, row: dict, settings) -> Parts | None:
+    """The rules of single rows, in their order, to the first that drops it. Returns what the row asks and answers."""
     try:
-        prompt, response = parts_of(row)
+        part = parts_of(row)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         looked.drop(i, "bad_form", f"{type(error).__name__}: {error}"[:200])
-        return
-    if not response.strip() and not (row.get("prompt") and "completion" not in row and "chosen" not in row):
+        return None
+    if part.answers and not part.response.strip():
         looked.drop(i, "bad_form", "an empty response")
-        return
+        return None
     score = row.get("score")
-    if isinstance(score, (int, float)):
-        looked.score[i] = score
-    looked.length[i] = len(response)
-    asked[i], said[i] = words_of(prompt), words_of(response)
-    if settings.min_score is not None and (not isinstance(score, (int, float)) or score < settings.min_score):
-        looked.drop(i, "min_score", f"its score is {score}")
-        return
-    for rule, why in faults(row, prompt, response, said[i], settings):
+    known = isinstance(score, (int, float)) and not isinstance(score, bool) and abs(score) < MOST_SCORED
+    looked.score[i] = score if known else 0.0
+    looked.length[i] = len(part.response)
+    if settings.min_score is not None and not (known and score >= settings.min_score):
+        looked.drop(i, "min_score", f"its score is {score!r:.40}")
+        return None
+    for rule, why in faults(row, part, settings):
         if why:
             looked.drop(i, rule, why)
-            return
+            return None
+    return part
 
 
-def faults(row: dict, prompt: str, response: str, words: list[str], settings):
-    """(rule, why or None), one after another, as far as they are asked for."""
-    yield length_fault(prompt, response, settings)
-    if settings.languages:
-        found = rules.language_of(response, words)
+def faults(row: dict, part: Parts, settings):
+    """(rule, why or None), one after another, as far as they are asked for. Of a dialogue, every answer that is learnt
+    is looked at; what is not to be learnt (rejected, or labelled false) may be as bad as it likes."""
+    yield length_fault(part, settings)
+    learnt = [] if row.get("label") is False else part.answers
+    if settings.languages and learnt:
+        found = rules.language_of(part.response, work["identifier"])
         yield "languages", f"is in {found}" if found and found not in settings.languages else None
     if settings.refusals:
-        yield "refusals", rules.refusal(response)
+        yield "refusals", first(map(rules.refusal, learnt))
     if settings.broken_format:
-        yield "broken_format", rules.broken_format(row, response)
-    if settings.truncated_endings:
-        yield "truncated_endings", rules.truncated_ending(response)
+        yield "broken_format", first(map(rules.broken_format, learnt)) or rules.broken_calls(row)
+    if settings.truncated_endings and learnt:
+        yield "truncated_endings", rules.truncated_ending(learnt[-1])
     if settings.repetition:
-        yield "repetition", rules.repetition(response, words)
+        yield (
+            "repetition",
+            first(rules.repetition(a, words_of(a)) for a in learnt[:-1])
+            or (rules.repetition(part.response, part.response_words) if learnt else None),
+        )
     if settings.personal_data:
-        yield "personal_data", rules.personal_data(prompt + "\n" + response)
+        yield "personal_data", rules.personal_data(part.everything())
 
 
-def length_fault(prompt: str, response: str, settings) -> tuple[str, str | None]:
-    if settings.min_words is not None or settings.max_words is not None:
-        count = len(response.split())
+def first(found: Iterable[str | None]) -> str | None:
+    return next(filter(None, found), None)
+
+
+def length_fault(part: Parts, settings) -> tuple[str, str | None]:
+    if part.answers and (settings.min_words is not None or settings.max_words is not None):
+        count = len(part.response_words)
         if count < (settings.min_words or 0):
             return "min_length", f"{count} words"
         if settings.max_words and count > settings.max_words:
             return "max_length", f"{count} words"
-    tokenizer = work["tokenizer"]
-    if tokenizer and (settings.min_tokens is not None or settings.max_tokens):
-        count = len(tokenizer.encode(response, add_special_tokens=False).ids)
+    if part.answers and (settings.min_tokens is not None or settings.max_tokens):
+        count = tokens_of(part.response)
         if count < (settings.min_tokens or 0):
             return "min_length", f"{count} tokens"
         if settings.max_tokens and count > settings.max_tokens:
             return "max_length", f"{count} tokens"
-    if tokenizer and settings.max_prompt_tokens:
-        count = len(tokenizer.encode(prompt, add_special_tokens=False).ids)
-        if count > settings.max_prompt_tokens:
-            return "max_length", f"a prompt of {count} tokens"
+    if settings.max_prompt_tokens and (count := tokens_of(part.prompt)) > settings.max_prompt_tokens:
+        return "max_length", f"a prompt of {count} tokens"
     return "max_length", None
 
 
-def drop_known(looked: Looked, prompts: Words, settings) -> None:
-    """Rows that ask what held-out rows ask: the same words, or a share of their runs of words."""
-    grams, offsets = prompts.grams(settings.contamination_ngram)
-    known = np.concatenate([[0], np.cumsum(np.isin(grams, work["grams"]))])
-    hits, counts = known[offsets[1:]] - known[offsets[:-1]], np.diff(offsets)
-    same = np.isin(prompts.wholes(), work["asked"]) & (counts > 0)
-    share = hits / np.maximum(counts, 1)
-    for i in np.flatnonzero((same | ((share >= settings.contamination_share) & (hits > 0))) & (looked.rule < 0)):
-        why = "asks what a held-out row asks" if same[i] else f"{hits[i]} of {counts[i]} runs of words are held out"
-        looked.drop(int(i), "contamination", why)
+def tokens_of(text: str) -> int:
+    plain = text.encode(errors="replace").decode()  # half a surrogate is no text
+    return len(work["tokenizer"].encode(plain, add_special_tokens=False).ids)
 
 
-def hashed(prompts: Words) -> np.ndarray:
+def hashed(parts: list[Parts | None]) -> np.ndarray:
     """(n, DIMENSIONS) how often each hash of a word stands in a prompt, damped."""
-    count = len(prompts.starts) - 1
-    rows = np.repeat(np.arange(count), np.diff(prompts.starts))
+    prompts = Words([part.prompt_words if part else [] for part in parts])
+    rows = np.repeat(np.arange(len(parts)), prompts.sizes())
     places = rows * DIMENSIONS + (prompts.hashes % np.uint64(DIMENSIONS)).astype(np.int64)
-    found = np.bincount(places, minlength=count * DIMENSIONS).reshape(count, DIMENSIONS)
-    return np.log1p(found).astype(np.float16)
+    found = np.bincount(places, minlength=len(parts) * DIMENSIONS).reshape(len(parts), DIMENSIONS)
+    return np.log1p(found).astype(np.float32)
 
 
-def embedded(rows: list[dict], settings) -> np.ndarray:
+def embedded(looked: Looked, rows: list[dict], settings) -> np.ndarray:
+    """(n, dimensions) the column `embeddings` of the rows that are still in; zeros for the others."""
+    left = np.flatnonzero(looked.rule < 0)
     try:
-        return np.array([row[settings.embeddings] for row in rows], dtype=np.float16)
+        found = np.array([rows[i][settings.embeddings] for i in left], np.float32)
+        if found.ndim != 2 or not np.isfinite(found).all():
+            raise ValueError("not a list of finite numbers each")
     except (KeyError, TypeError, ValueError) as error:
+        if not len(left):
+            return np.zeros((len(rows), 0), np.float32)
         raise UserError(
             f"embeddings: not every row has numbers of one length in {settings.embeddings} ({error})"
         ) from None
+    whole = np.zeros((len(rows), found.shape[1]), np.float32)
+    whole[left] = found
+    return whole

@@ -1,15 +1,19 @@
 """Rows that say nearly the same, by MinHash: signatures by rensa, candidates by bands, clusters by union-find.
 
-Memory: 4 bytes a permutation and row (512 at 128), and 8 a row for each band in turn: about 0.6 GB for a million rows.
+Memory: 4 bytes a permutation and row (512 at 128), and some 60 a row while candidates are looked for.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 from rensa import RMinHash
 
 from data_prep.texts import Words
+from utils.source import UserError
 
-ROWS_A_BAND = 4  # with 128 permutations, rows of similarity 0.7 are found with probability 0.9998
-PAIRS_AT_ONCE = 500_000
+FOUND = 0.985  # the least chance that two rows just at the threshold become candidates
+BYTES_AT_ONCE = 64_000_000  # of signatures that are compared
+MOST_COMPARED = 300_000_000  # comparisons of whole signatures: some minutes
 
 
 def signatures(words: Words, ngram: int, permutations: int) -> np.ndarray:
@@ -21,22 +25,70 @@ def signatures(words: Words, ngram: int, permutations: int) -> np.ndarray:
     return np.array(matrix.to_rows(), dtype=np.uint32).reshape(-1, permutations)
 
 
-def clusters(found: np.ndarray, threshold: float) -> np.ndarray:
+def copies(found: np.ndarray, threshold: float, ways: int, order: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(row, the row that it is like) for each of n rows that is dropped; the other is kept.
+
+    Rows that share a band are candidates, and candidates make clusters. In each, the best row is kept and drops those
+    that are alike to it, then the best that is left, and so on: a chain of rows each like the next keeps its ends.
+    Likeness is the share of the signature that agrees (its standard error is at most 0.044 with 128 permutations),
+    the least over its `ways`.
+
+    Args:
+        found: (n, permutations) signatures, those of the first way first.
+        ways: by how many texts rows are compared.
+        order: (n,) the rows, best first.
+
+    Raises:
+        UserError: the rows of a cluster are so many and so different that comparing them would take hours.
+    """
+    parent = clusters(found, threshold, ways)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    by_cluster = np.lexsort((rank, parent))
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(parent[by_cluster]) != 0, [True]]))
+    compared = 0
+    for first in np.flatnonzero(np.diff(starts) > 1):
+        left = by_cluster[starts[first] : starts[first + 1]]
+        while len(left) > 1:
+            best, left = left[0], left[1:]
+            like = alike(found, left, np.full(len(left), best), threshold, ways)
+            yield from ((int(row), int(best)) for row in left[like])
+            compared += len(left)
+            left = left[~like]
+            if compared > MOST_COMPARED:
+                raise UserError(
+                    f"near_duplicates: {starts[first + 1] - starts[first]:,} rows are each like some others, but few "
+                    "like all. Write a higher near_threshold, or a longer near_ngram"
+                )
+
+
+def alike(found: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: float, ways: int) -> np.ndarray:
+    """Of each pair of rows a[i], b[i], whether they are alike in every way."""
+    size, made = max(1, BYTES_AT_ONCE // (8 * found.shape[1])), []
+    for start in range(0, len(a), size):
+        same = found[a[start : start + size]] == found[b[start : start + size]]
+        made.append(same.reshape(len(same), ways, -1).mean(axis=2).min(axis=1) >= threshold)
+    return np.concatenate(made) if made else np.zeros(0, bool)
+
+
+def rows_a_band(threshold: float, permutations: int) -> int:
+    """The most, for the fewest candidates, with which rows just at the threshold still share a band."""
+    return max((r for r in range(1, 9) if 1 - (1 - threshold**r) ** (permutations // r) >= FOUND), default=1)
+
+
+def clusters(found: np.ndarray, threshold: float, ways: int = 1) -> np.ndarray:
     """Of each of n rows the number of its cluster's first row; rows alike to none are their own.
 
-    Pairs that share a band are compared by the whole signature, so that chance meetings do not count; the estimate's
-    standard error is at most 0.044 with 128 permutations.
+    Pairs that share a band of the first way are compared by the whole signature, so that chance meetings do not count.
     """
     count, permutations = found.shape
+    rows, first_way = rows_a_band(threshold, permutations // ways), permutations // ways
     parent = np.arange(count, dtype=np.int64)
-    for first in range(0, permutations - ROWS_A_BAND + 1, ROWS_A_BAND):
-        pairs = band_pairs(np.ascontiguousarray(found[:, first : first + ROWS_A_BAND]))
-        for start in range(0, len(pairs), PAIRS_AT_ONCE):
-            part = pairs[start : start + PAIRS_AT_ONCE]
-            part = part[parent[part[:, 0]] != parent[part[:, 1]]]
-            alike = (found[part[:, 0]] == found[part[:, 1]]).mean(axis=1) >= threshold
-            for a, b in part[alike]:
-                unite(parent, int(a), int(b))
+    for first in range(0, first_way - rows + 1, rows):
+        pairs = band_pairs(np.ascontiguousarray(found[:, first : first + rows]))
+        pairs = pairs[parent[pairs[:, 0]] != parent[pairs[:, 1]]]
+        for a, b in pairs[alike(found, pairs[:, 0], pairs[:, 1], threshold, ways)]:
+            unite(parent, int(a), int(b))
     for i in range(count):
         parent[i] = root(parent, i)
     return parent

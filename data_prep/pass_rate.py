@@ -9,13 +9,16 @@ the first of its reward functions says what a pass is. Killed and started again,
 
 import json
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
+from data_prep.jsonl import Output, publish, stop_if_done
 from online_rl.train import to_training_row
 from utils.fields import OnlineRLConfig
+from utils.files import write_atomically
 from utils.source import ROOT, UserError, read_config, run_main
 from utils.terminal import say
 
@@ -39,7 +42,6 @@ def read_progress(path: Path, asked: dict) -> list[float]:
     lines = text[: text.rfind("\n") + 1].splitlines()
     if lines and json.loads(lines[0]) != asked:
         raise UserError(f"keep_to: {path} holds the tries of another config. Name another file, or remove that one")
-    from utils.files import write_atomically
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(f"{line}\n" for line in lines or [json.dumps(asked)]))
@@ -52,7 +54,7 @@ def fingerprint_of(model) -> float:
 
 
 def main() -> None:
-    source = read_config(__doc__)
+    source, began = read_config(__doc__), time.time()
 
     import torch
     from accelerate import PartialState
@@ -61,7 +63,6 @@ def main() -> None:
     from utils.config import parse_config
     from utils.data import MARKS, fingerprint, load_rows, prepare
     from utils.evaluation import as_called
-    from utils.files import write_atomically
     from utils.generation import answer_prompts
     from utils.model import load_model, load_tokenizer
     from utils.named import called, load_rewards, load_toolbox
@@ -91,6 +92,7 @@ def main() -> None:
     asked = {"rows": fingerprint(asked_rows), "model": config.given["model_name_or_path"], "seed": training.seed}
     asked |= {"weights": fingerprint_of(model), "template": tokenizer.chat_template, "tools": recipe.tools}
     asked |= {"tries": training.num_generations, "reward": recipe.reward_funcs[0], **sampling}
+    stop_if_done([str(kept_to)], asked | {"band": [low, high]}, start_over=recipe.start_over)
     progress = kept_to.with_suffix(".pass_rates.jsonl")
     rates = read_progress(progress, asked)
     say("filter", f"{len(rows):,} prompts x {training.num_generations} tries; {len(rates):,} are done already")
@@ -109,10 +111,10 @@ def main() -> None:
             say("", f"{len(rates):,} of {len(rows):,}")
     kept = [row | {"pass_rate": rate} for row, rate in zip(rows.to_list(), rates, strict=True) if low <= rate <= high]
     counts = {"in": len(rows), "never": rates.count(0.0), "always": rates.count(1.0), "kept": len(kept)}
-    write_atomically(kept_to, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
-    write_atomically(
-        kept_to.with_suffix(".manifest.json"), json.dumps(asked | {"band": [low, high]} | counts, indent=2)
-    )
+    with Output(kept_to, with_manifest=True) as file:
+        for row in kept:
+            file.write(row)
+    publish([file], source, asked | {"band": [low, high]}, {"counts": counts}, began, ["trl"])
     say("done", f"{kept_to}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}")
 
 

@@ -32,7 +32,7 @@ class Ticker:
         self.done += count
         if self.bar:
             self.bar.update(self.task, completed=self.done)
-        elif (now := time.monotonic()) - self.told > EVERY:
+        elif (now := time.monotonic()) - self.told > EVERY and self.done > self.first:
             self.told, rate = now, (self.done - self.first) / (now - self.began)
             left = (self.total - self.done) / rate
             say(self.what, f"{self.done:,} of {self.total:,} {self.unit}  {rate:,.0f} a second  {left:,.0f} s left")

@@ -32,9 +32,22 @@ def read_prompts(source: Source, settings, to_prompt_row: Callable[[dict], dict]
                 f"{Path(name).name}, row {number}: to_prompt_row cannot read it: {type(error).__name__} {error}. "
                 f"Columns that are there: {', '.join(row)}"
             ) from None
-        row["prompt"] = with_system(prompt, settings.system_prompt, f"{Path(name).name}, row {number}")
+        where = f"{Path(name).name}, row {number}"
+        row["prompt"] = with_system(prompt, settings.system_prompt, where)
+        check_row(row, where)
         made.append(row)
     return made
+
+
+def check_row(row: dict, where: str) -> None:
+    """Raises UserError for a column that cannot be sent or written, before anything is asked."""
+    try:
+        json.dumps(row)
+        tools = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: a column cannot be written as JSON ({error}). Change it in to_prompt_row") from None
+    if not isinstance(tools, (list, type(None))):
+        raise UserError(f"{where}: its tools are {tools!r:.80}; write a list of schemas, or one as JSON")
 
 
 def with_system(prompt: object, system: str | None, where: str) -> list[dict]:
@@ -42,7 +55,10 @@ def with_system(prompt: object, system: str | None, where: str) -> list[dict]:
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not messages or not isinstance(messages, list) or not all(isinstance(part, dict) for part in messages):
         raise UserError(f"{where}: its prompt is {prompt!r}; write a text or a list of messages")
-    if messages[-1].get("role") not in ("user", "tool") or not (messages[-1].get("content") or "").strip():
+    for message in messages:
+        if "role" not in message or not isinstance(message.get("content"), (str, type(None))):
+            raise UserError(f"{where}: its prompt holds {message!r:.200}; write a role, and a text as content")
+    if messages[-1]["role"] not in ("user", "tool") or not (messages[-1].get("content") or "").strip():
         raise UserError(f"{where}: its prompt does not end with a question: the last message is {messages[-1]!r}")
     if system and messages[0].get("role") not in ("system", "developer"):
         return [{"role": "system", "content": system}, *messages]

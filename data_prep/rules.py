@@ -1,18 +1,27 @@
 """Rules that look at one row: why it is dropped, or None. Pure functions of a row's text."""
 
+import ipaddress
 import itertools
 import json
 import re
 from collections import Counter
 
-MOST_LOOKED_AT = 200_000  # characters of a response that the costlier patterns read
+from py3langid.langid import LanguageIdentifier
+
+from data_prep.texts import words_of
+
+MOST_LOOKED_AT = 1_000_000  # characters of a row that the costlier patterns read
+SURE = 0.6  # of a language, from 0 to 1
 
 # At the head of an answer. "It cannot be known" is no refusal: it may be the right answer.
+UNABLE = r"(?:can(?:no|')t|can not|won't|will not|must decline|(?:am|'m) (?:unable to|not able to))"
+DOING = r"(?:help|assist|answer|fulfil|comply|provide|do that|do this|create|engage|continue|discuss|support|generate)"
 REFUSALS = re.compile(
-    r"\W*(?:i'?m (?:really )?sorry,? but|i apologi[sz]e,? but|sorry,? (?:but )?i (?:can(?:no|')t|am unable)|as an ai\b"
-    r"|as a (?:large )?language model|i (?:can(?:no|')t|am unable to|am not able to|won'?t) "
-    r"(?:help|assist|answer|fulfil|comply|provide|do that|create|engage|continue)"
-    r"|i am an? (?:\w+ )?(?:ai|language|small) (?:language )?model)",
+    rf"\W*(?:(?:(?:i'?m|i am) (?:really |very |so )?sorry|i apologi[sz]e|sorry|unfortunately|no)[,.;:]? (?:but )?)?"
+    rf"(?:i ?{UNABLE} (?:\w+ ){{0,2}}?(?:{DOING}\b(?! but\b| for others\b)|with that\b)|i must decline\b"
+    r"|as an ai(?: language model| assistant| model)?,? i\b|as a (?:large )?language model\b"
+    r"|(?:i am|i'm) (?:just |only )?an? (?:\w+ )?(?:ai|language|small) (?:language )?model\b)"
+    r"|\W*(?:(?:i'?m|i am) (?:\w+ )?sorry|i apologi[sz]e),? but no\b",
     re.IGNORECASE,
 )
 # What carries no lesson: talk about answering, marks of copied pages.
@@ -20,108 +29,117 @@ BOILERPLATE = re.compile(
     r"\W*(?:lorem ipsum|\[?insert .{0,40} here|click here to|please (?:enable|turn on) javascript|this page requires)",
     re.IGNORECASE,
 )
-# Where a word may have ended: punctuation, closing marks, digits, symbols. Letters of scripts without full stops too.
-ENDS = re.compile(r"[^\w\s,;:\-–(\[{<]$|[0-9]$|[\u0e00-\u0eff\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af]$")
+# After these a sentence goes on.
+OPEN_ENDS = re.compile(
+    r"(?:[,;:(\[{<\\]|[-–]|\b(?:a|an|the|of|and|or|to|is|are|was|were|in|on|at|for|with|from|by|that|which|because|if))$",
+    re.IGNORECASE,
+)
+LIST_ITEM = re.compile(r"\s*(?:[-*•|#>]|[0-9]{1,3}[.)])\s*\S")
+FENCED = re.compile(r"^[ \t]*```.*?^[ \t]*```[^\n]*$", re.DOTALL | re.MULTILINE)
+DOMAINS = r"(?:[a-z]{2}|com|org|net|edu|gov|mil|int|info|biz|name|email|online|site|tech|dev|app|cloud|xyz)"
+COUNTRIES = (  # the codes that telephone numbers begin with (ITU-T E.164)
+    r"(?:1|7|2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|(?:2[1-69]|3[578]|42|5[09]|6[7-9]|8[05]|9[679])[0-9])"
+)
 SECRETS = {
     "a private key": re.compile(r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----"),
     "an access key": re.compile(
-        r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{36,}|AKIA[0-9A-Z]{16}|xox[abp]-[\w-]{20,})"
+        r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,}|AIza[\w-]{35}"
+        r"|AKIA[0-9A-Z]{16}|xox[abp]-[\w-]{20,})"
     ),
     "an e-mail address": re.compile(
-        r"[A-Za-z0-9][\w.+-]{0,63}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){0,3}\.[A-Za-z]{2,24}\b"
+        rf"(?<![\w.@/])(?!git@)[A-Za-z0-9][\w.+-]{{0,63}}@(?:[A-Za-z0-9-]{{1,63}}\.){{0,3}}[A-Za-z0-9-]{{2,63}}\.{DOMAINS}"
+        r"(?![\w(=]|[.:/][\w(])",
+        re.IGNORECASE,
     ),
-    "an IBAN": re.compile(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?\b"),
-    "a card number": re.compile(r"(?<![\d.-])(?:[3-6][0-9]{3}[ -]?(?:[0-9]{4}[ -]?){2}[0-9]{1,4})(?![\d-])"),
+    "an IBAN": re.compile(r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[0-9]{1,3}\b)?"),
+    # By itself: not a row of a table of numbers, not what a sum comes to.
+    "a card number": re.compile(
+        r"(?<![\d.,-])(?<!\d )(?<!=)(?<!= )(?:[2-6][0-9]{3}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{4}"
+        r"|3[47][0-9]{2}([ -])[0-9]{6}\2[0-9]{5}|[2-6][0-9]{15}|3[47][0-9]{13})(?![\d,.-]*\d| ?[0-9*+/=-])"
+    ),
     "a telephone number": re.compile(
-        r"(?<![\w.])(?:\+[1-9][0-9]{0,2}[ .-]?(?:\([0-9]{1,4}\)[ .-]?)?[0-9](?:[ .-]?[0-9]){6,11}"
-        r"|\([0-9]{3}\) ?[0-9]{3}-[0-9]{4}|[2-9][0-9]{2}-[2-9][0-9]{2}-[0-9]{4})(?![\w-])"
+        rf"(?<![\w.+*/=-])(?<!\d )(?:\+{COUNTRIES}[ .-](?:\([0-9]{{1,4}}\)[ .-]?)?[0-9](?:[ .-]?[0-9]){{6,11}}"
+        rf"|\+(?:1[0-9]{{10}}|(?!1){COUNTRIES}[0-9]{{8,11}})|\([0-9]{{3}}\) ?[0-9]{{3}}-[0-9]{{4}}"
+        r"|[2-9][0-9]{2}([-.])[2-9][0-9]{2}\1[0-9]{4})(?![\w-]| ?[*+/=])"
     ),
     "an IP address": re.compile(
-        r"(?<![\w.])(?:(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(?:25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])(?![\w.])"
+        r"(?<![\w.=/])(?<!ection )(?<!ersion )(?<!OID )(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?!\w|\.[0-9])"
     ),
 }
 MARKS = {
     "a private key": ("-----BEGIN",), "an e-mail address": ("@",),
-    "an access key": ("hf_", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "AKIA", "xox"),
+    "an access key": ("hf_", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "AIza", "AKIA", "xox"),
 }  # fmt: skip
 DIGITS = re.compile(r"[0-9][0-9A-Z .()-]{5}")  # no number of the kinds below is without it
-PUBLIC = re.compile(r"@(?:example|test)\.|127\.0\.0\.1|0\.0\.0\.0|192\.168\.|10\.\d|255\.255")  # of examples
-# Words that hardly a paragraph of a language lacks.
-FUNCTION_WORDS = {
-    "en": "the of and to in is that it was for are with as his they this have from not but what you",
-    "de": "der die und in den von zu das mit sich des auf für ist im dem nicht ein eine als auch es an",
-    "fr": "de la le et les des en un du une que est pour qui dans par plus pas au sur ne se il sont",
-    "es": "de la que el en y los se del las un por con no una su para es al lo como más o pero",
-    "it": "di e il la che in un a per è una sono con non del si da come le dei nel alla ma i gli",
-    "pt": "de a o que e do da em um para é com não uma os no se na por mais as dos como mas ao",
-    "nl": "de en van het een in is dat op te zijn met voor niet aan er om ook als bij maar door",
-}
-FUNCTION_WORDS = {language: frozenset(words.split()) for language, words in FUNCTION_WORDS.items()}
-SCRIPTS = {
-    "zh": r"[\u4e00-\u9fff]", "ja": r"[\u3040-\u30ff]", "ko": r"[\uac00-\ud7af]", "ru": r"[\u0400-\u04ff]",
-    "ar": r"[\u0600-\u06ff]", "hi": r"[\u0900-\u097f]", "th": r"[\u0e00-\u0e7f]", "el": r"[\u0370-\u03ff]",
-    "he": r"[\u0590-\u05ff]",
+PUBLIC = re.compile(r".*@(?:[\w-]+\.)*(?:example\.(?:com|org|net)|example|test|invalid|localhost)$", re.IGNORECASE)
+# Letters and digits after the two that check, by country (ISO 13616).
+IBANS = {
+    "AT": 16, "BE": 12, "CH": 17, "CZ": 20, "DE": 18, "DK": 14, "ES": 20, "FI": 14, "FR": 23, "GB": 18, "GR": 23,
+    "HU": 24, "IE": 18, "IT": 23, "LU": 16, "NL": 14, "NO": 11, "PL": 24, "PT": 21, "RO": 20, "SE": 20, "TR": 22,
 }  # fmt: skip
-SCRIPTS = {language: re.compile(letters) for language, letters in SCRIPTS.items()}
 
 
 def refusal(response: str) -> str | None:
-    """At the head of an answer, reasoning aside: "I'm sorry, but", "As an AI", or a page's boiler-plate."""
-    head = response.rpartition("</think>")[2].lstrip()[:200]
+    """At the head of an answer, reasoning aside: "I'm sorry, but I can't help", or a page's boiler-plate."""
+    head = response.rpartition("</think>")[2].lstrip()[:200].replace("\u2019", "'")
     found = REFUSALS.match(head) or BOILERPLATE.match(head)
     return f"begins with {found[0].strip()[:40]!r}" if found else None
 
 
-def broken_format(row: dict, response: str) -> str | None:
-    """Reasoning that is not closed, or nothing after it; tool calls that are no JSON; a response that was cut off."""
-    if row.get("finish_reason") == "length":
-        return "was cut off at its greatest length"
-    if "think>" in response:
-        opened, closed = response.count("<think>"), response.count("</think>")
-        if not opened and response.lstrip().startswith("</think>"):
+def broken_format(message: str) -> str | None:
+    """Reasoning that is not closed, or nothing after it; tool calls that are no JSON; fences or boxes left open."""
+    if "think>" in message:
+        opened, closed = message.count("<think>"), message.count("</think>")
+        if not opened and message.lstrip().startswith("</think>"):
             return "begins with </think>"
         if closed == 0 or opened > closed:
             return "<think> is never closed"
         if closed > max(opened, 1):
             return "</think> stands more often than <think>"
-        if not response.rpartition("</think>")[2].strip():
+        if not message.rpartition("</think>")[2].strip():
             return "says nothing after </think>"
-    if "<tool_call>" in response or "</tool_call>" in response:
-        before, *calls = response.split("<tool_call>")
+    if "<tool_call>" in message or "</tool_call>" in message:
+        before, *calls = message.split("<tool_call>")
         if "</tool_call>" in before or any(call.count("</tool_call>") != 1 for call in calls):
             return "<tool_call> is never closed, or never opened"
-        if not all(is_call(call.partition("</tool_call>")[0]) for call in calls):
-            return "a tool call is no JSON with name and arguments"
-    for message in calling_messages(row):
-        for call in message["tool_calls"]:
-            function = call.get("function", call) if isinstance(call, dict) else {}
-            if not is_call(function):
-                return "a tool call has no name, or arguments that are no mapping"
-    if response.count("```") % 2:
+        for call in (call.partition("</tool_call>")[0] for call in calls):
+            if not (call.lstrip().startswith("<function=") or is_call(call)):  # Qwen3-Coder writes tags
+                return "a tool call is no JSON with name and arguments"
+    if message.count("```") % 2 and sum(line.lstrip().startswith("```") for line in message.splitlines()) % 2:
         return "a code fence is never closed"
-    if response.count("\\boxed{") and not balanced(response[response.rindex("\\boxed{") :]):
+    if "\\boxed{" in message and not balanced(message[message.rindex("\\boxed{") :]):
         return "\\boxed{ is never closed"
     return None
 
 
-def calling_messages(row: dict) -> list[dict]:
+def broken_calls(row: dict) -> str | None:
+    """Tool calls of messages that have no name, or arguments that are no mapping; an answer that was cut off."""
+    if row.get("finish_reason") == "length":
+        return "was cut off at its greatest length"
     parts = [row.get(column) for column in ("messages", "completion", "chosen")]
-    return [m for part in parts if isinstance(part, list) for m in part if m.get("tool_calls")]
+    for message in (m for part in parts if isinstance(part, list) for m in part if m.get("tool_calls")):
+        if not isinstance(message["tool_calls"], list):
+            return "tool_calls is no list"
+        for call in message["tool_calls"]:
+            if not is_call(call.get("function", call) if isinstance(call, dict) else {}):
+                return "a tool call has no name, or arguments that are no mapping"
+    return None
 
 
 def is_call(written: str | dict) -> bool:
-    """Whether it names a function, with arguments as a mapping (or one as JSON)."""
+    """Whether it names a function, with arguments as a mapping (or one as JSON), or none."""
     try:
         call = json.loads(written) if isinstance(written, str) else written
-        arguments = call["arguments"]
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        arguments = call.get("arguments")
+        arguments = json.loads(arguments) if isinstance(arguments, str) and arguments else arguments or {}
         return isinstance(call["name"], str) and bool(call["name"]) and isinstance(arguments, dict)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
 def balanced(text: str) -> bool:
-    depth = 0
+    """Whether the first brace of a text is closed; LaTeX's \\{ and \\} do not count."""
+    depth, text = 0, re.sub(r"\\[{}\\]", "", text)
     for place in range(text.index("{"), len(text)):
         depth += {"{": 1, "}": -1}.get(text[place], 0)
         if depth == 0:
@@ -130,17 +148,32 @@ def balanced(text: str) -> bool:
 
 
 def truncated_ending(response: str) -> str | None:
-    """A last line that ends in the middle: a heuristic, so only where it is asked for."""
-    last = response.rstrip()
-    return None if not last or ENDS.search(last[-1]) else f"ends in {last[-30:]!r}"
+    """A last line that ends in the middle: with a comma, an open bracket or a word like "the"; or a long one of prose
+    without the full stop that sentences before it have. A heuristic, so only where it is asked for."""
+    text = response.rstrip()
+    last = text.rpartition("\n")[2]
+    if not text or last.lstrip().startswith("```"):
+        return None
+    if OPEN_ENDS.search(last[-40:]) and not last.endswith(("->", "--", "\\\\")):
+        return f"ends in {last[-30:]!r}"
+    prose = len(last.split()) >= 12 and not LIST_ITEM.match(last) and FENCED.sub("", text).endswith(last)
+    if prose and last[-1].isalpha() and last[-1].isascii() and re.search(r"[.!?] ", text):
+        return f"ends in {last[-30:]!r}"
+    return None
 
 
 def repetition(response: str, words: list[str]) -> str | None:
     """Lines or word runs that come again and again (Gopher's limits, arXiv 2112.11446, table A1).
 
-    Not so short texts as a few lines or 50 words: there the shares say nothing.
+    Those limits are of web prose. So JSON, code in fences, lines of fewer than three words and runs with numbers do
+    not count, nor texts of a few lines or under 50 words, where shares say nothing.
     """
-    lines = [line.strip() for line in response.splitlines() if line.strip()]
+    if response[:1] in "[{" and is_json(response):
+        return None
+    if "```" in response:
+        response = FENCED.sub("", response)
+        words = words_of(response)
+    lines = [line.strip() for line in response.splitlines() if len(line.split()) >= 3 and any(map(str.isalpha, line))]
     if len(lines) >= 6:
         repeated = len(lines) - len(set(lines))
         if repeated > 0.3 * len(lines):
@@ -154,12 +187,21 @@ def repetition(response: str, words: list[str]) -> str | None:
         return None
     for n, limit in ((2, 0.20), (4, 0.16)):
         grams = Counter(zip(*(words[i:] for i in range(n)), strict=False))
-        gram, times = grams.most_common(1)[0]
-        if times > 2 and times * n > limit * len(words):
-            return f"{' '.join(gram)!r} stands {times} times in {len(words)} words"
-    total = len(words) - 9
-    repeated = total - len({tuple(words[i : i + 10]) for i in range(total)})
-    return f"{repeated} of {total} runs of 10 words stood before" if repeated > 0.10 * total else None
+        for gram, times in grams.most_common(3):
+            if times > 2 and times * n > limit * len(words) and all(map(str.isalpha, gram)):
+                return f"{' '.join(gram)!r} stands {times} times in {len(words)} words"
+    runs = [tuple(words[i : i + 10]) for i in range(len(words) - 9)]
+    runs = [run for run in runs if sum(map(str.isalpha, run)) >= 6]
+    repeated = len(runs) - len(set(runs))
+    return f"{repeated} of {len(runs)} runs of 10 words stood before" if repeated > 0.10 * len(words) else None
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def personal_data(text: str) -> str | None:
@@ -170,38 +212,40 @@ def personal_data(text: str) -> str | None:
         if not (any(mark in text for mark in MARKS[kind]) if kind in MARKS else digits):
             continue  # patterns cost more than a look for what none of theirs is without
         for found in pattern.finditer(text):
-            if kind in ("a card number", "an IBAN") and not checks(found[0], kind):
-                continue
-            if not PUBLIC.search(found[0]):
+            if CHECKS.get(kind, bool)(found[0]):
                 return f"holds {kind}"
     return None
 
 
-def checks(number: str, kind: str) -> bool:
-    """Luhn's sum of a card number, and ISO 7064's of an IBAN: of other numbers, nine in ten and 96 in 97 fail."""
-    if kind == "a card number":
-        digits = [int(digit) for digit in number if digit.isdigit()][::-1]
-        doubled = [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]
-        return len(digits) >= 13 and (sum(digits[::2]) + sum(doubled)) % 10 == 0
+def is_card(number: str) -> bool:
+    """Luhn's sum: of other numbers, nine in ten fail."""
+    digits = [int(digit) for digit in number if digit.isdigit()][::-1]
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]
+    return (sum(digits[::2]) + sum(doubled)) % 10 == 0
+
+
+def is_iban(number: str) -> bool:
+    """As long as its country's are, and ISO 7064's sum: of others, 96 in 97 fail."""
     bare = number.replace(" ", "")
-    return int("".join(str(int(character, 36)) for character in bare[4:] + bare[:4])) % 97 == 1
+    bare = bare[: 4 + IBANS.get(bare[:2], 0)]
+    return len(bare) > 14 and int("".join(str(int(character, 36)) for character in bare[4:] + bare[:4])) % 97 == 1
 
 
-def language_of(text: str, words: list[str]) -> str | None:
-    """The language by its script, or by its commonest words (European ones of Latin script); None if it is not clear.
+def is_public_address(number: str) -> bool:
+    try:
+        return ipaddress.ip_address(number).is_global and number not in ("8.8.8.8", "1.1.1.1")  # everybody's
+    except ValueError:
+        return False
 
-    A rough guess, good for paragraphs: short texts, sums and code have none.
-    """
-    letters = sum(character.isalpha() for character in text[:2000])
-    if not letters:
-        return None
-    shares = {name: len(pattern.findall(text[:2000])) / letters for name, pattern in SCRIPTS.items()}
-    if shares["ja"] > 0.1:
-        return "ja"
-    best = max(shares, key=lambda name: shares[name])
-    if shares[best] > 0.4:
-        return best
-    counts = {name: sum(word in known for word in words[:400]) for name, known in FUNCTION_WORDS.items()}
-    first, second = sorted(counts.values(), reverse=True)[:2]
-    enough = first >= 3 and first >= 0.08 * min(len(words), 400)
-    return max(counts, key=lambda name: counts[name]) if enough and first > 1.2 * second else None
+
+CHECKS = {
+    "a card number": is_card, "an IBAN": is_iban, "an IP address": is_public_address,
+    "an e-mail address": lambda address: not PUBLIC.match(address),
+}  # fmt: skip
+
+
+def language_of(text: str, identifier: LanguageIdentifier) -> str | None:
+    """The ISO 639 code of a text's language by py3langid, code in fences aside; None if it is not clear, as of short
+    texts, sums and code."""
+    language, confidence = identifier.classify(FENCED.sub("", text[:4000]))
+    return language if confidence >= SURE and language != "zxx" else None

@@ -1,66 +1,127 @@
 """Scores of responses: by functions, by reward models, by a judge. One number each, and whether it is right."""
 
+import hashlib
 import inspect
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
-from data_prep.judging import judge_all
-from utils.model import find_folder, load_reward_model
+from data_prep.journal import Journal
+from data_prep.jsonl import digest_of
+from data_prep.judging import judge_all, make_questions
+from data_prep.local import weights_digest
+from data_prep.progress import Ticker
+from utils.model import SPARE_PADS, context_of, find_folder, load_reward_model
 from utils.named import PARTS, called, find_reward
 from utils.run import quiet
-from utils.source import Source, UserError
+from utils.source import UserError
 
-BATCH = 1024  # responses that a function scores at once
+LOT = 1024  # responses that are scored and kept at once
 TEXTS = 16  # that a reward model reads at once
+Score = Callable[[list[tuple[int, int]]], list[float | None]]  # (row, response) each -> a score each
 OF_TRAINING = ("completion_ids", "max_completion_length", "environments")  # what only a trainer can give
 
 
-def score_all(rows: list[dict], settings, source: Source, asked: dict) -> tuple[list[list[dict]], list[str]]:
-    """Each row's responses with `score` (the weighted sum, or None where the judge gave none) and `right`; and why
-    those have none. Raises UserError for a function that cannot score them.
+def score_all(rows: list[dict], settings) -> tuple[list[list[dict]], list[str], list[Journal]]:
+    """Each row's responses with `score` and `right`; why the judge gave some none; and the journals that are to be
+    removed when the outputs are written.
+
+    Scores are kept beside the data set, by what they hang on: killed and started again, nothing is scored twice, and
+    what a judge or a reward model said serves later choices too. `score` is the weighted sum, None where the judge
+    failed or no function applies; `right` is None where the first does not apply.
+
+    Raises:
+        UserError: a function or model that cannot score the responses.
     """
     quiet()
     places = [(i, k) for i, row in enumerate(rows) for k in range(len(row["responses"]))]
-    columns, failed = [], []
+    columns, failed, journals = [], [], []
     for name in settings.score_funcs:
+        questions = make_questions(rows, places, settings.judge_mode) if name == "judge" else places
+        journal = open_journal(name, settings, len(questions))
         if name == "judge":
-            scores, failed = judge_all(rows, places, settings, asked, start_over=settings.start_over)
-        elif "/" in name or Path(find_folder(name)).is_dir():
-            scores = by_model(name, settings.dtype, rows, places)
+            scores, failed = judge_all(rows, places, questions, settings, journal)
         else:
-            scores = by_function(name, rows, places)
+            scores = score_lots(name, settings.dtype, rows, places, journal)
         columns.append(scores)
+        journals += [] if name == "judge" or is_model(name) else [journal]
     weights = settings.score_weights or [1.0] * len(columns)
+    judged = settings.score_funcs.index("judge") if "judge" in settings.score_funcs else None
     made: list[list[dict]] = [[] for _ in rows]
     for (i, k), *parts in zip(places, *columns, strict=True):
-        known = None not in parts
-        score = round(sum(w * part for w, part in zip(weights, parts, strict=True)), 6) if known else None
-        right = known and parts[0] >= settings.passes_at
+        known = [w * part for w, part in zip(weights, parts, strict=True) if part is not None]
+        score = round(sum(known), 6) if known and (judged is None or parts[judged] is not None) else None
+        right = None if score is None or parts[0] is None else parts[0] >= settings.passes_at
         made[i].append(rows[i]["responses"][k] | {"score": score, "right": right})
-    return made, failed
+    return made, failed, journals
 
 
-def by_function(name: str, rows: list[dict], places: list[tuple[int, int]]) -> list[float]:
-    """A reward function's scores; called as TRL calls it. A score of None, which does not apply, counts 0."""
-    function, scores = find_reward("score_funcs", name), []
+def open_journal(name: str, settings, requests: int) -> Journal:
+    """DATASET.scores_….journal.jsonl, named by what these scores hang on."""
+    asked = {"responses": digest_of(settings.dataset_name), "by": name}
+    if name == "judge":
+        config = asdict(settings)
+        asked |= {key: config[key] for key in ("judge_model", "judge_mode", "judge_rubric", "judge_max_tokens")}
+        asked |= {"extra_body": config["extra_body"]}
+    elif is_model(name):
+        asked |= {"weights": weights_digest(find_folder(name)), "dtype": settings.dtype}
+    else:
+        asked |= {"code": digest_of(inspect.getfile(find_reward("score_funcs", name)))}
+    mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    dataset = Path(settings.dataset_name)
+    return Journal(dataset.with_name(f"{dataset.stem}.scores_{mark}.jsonl"), asked, requests, start_over=False)
+
+
+def is_model(name: str) -> bool:
+    return "/" in name or Path(find_folder(name)).is_dir()
+
+
+def score_lots(
+    name: str, dtype: str | None, rows: list[dict], places: list[tuple[int, int]], journal: Journal
+) -> list[float | None]:
+    """What a function or a reward model gives to each response, lot by lot; what the journal has is not done again."""
+    lots = [range(first, min(first + LOT, len(places))) for first in range(0, len(places), LOT)]
+    missing = [lot for lot in lots if not journal.answered[lot].all()]
+    if missing:
+        score = by_model(name, dtype, rows) if is_model(name) else by_function(name, rows)
+        with Ticker("score", len(places), int(journal.answered.sum())) as ticker:
+            for lot in missing:
+                found = score([places[number] for number in lot])
+                journal.add([{"request": n, "score": part} for n, part in zip(lot, found, strict=True)])
+                ticker.tick(len(lot))
+    return [journal.get(number)["score"] for number in range(len(places))]
+
+
+def by_function(name: str, rows: list[dict]) -> Score:
+    """A reward function, called as TRL calls it; None from it means that it does not apply."""
+    function = find_reward("score_funcs", name)
     wanted = [key for key in OF_TRAINING if key in inspect.signature(function).parameters]
     if wanted:
         raise UserError(f"score_funcs: {name} needs {wanted[0]}, which there is in training alone")
-    for first in range(0, len(places), BATCH):
-        part = places[first : first + BATCH]
-        shared = [key for key in rows[0] if key not in PARTS and key != "responses"]
-        arguments = {key: [rows[i].get(key) for i, _ in part] for key in shared}
-        arguments["prompts"] = [rows[i]["prompt"] for i, _ in part]
-        arguments["completions"] = [rows[i]["responses"][k]["completion"] for i, k in part]
+    columns = sorted({key for row in rows for key in row} - {*PARTS, "responses"})
+
+    def score(places: list[tuple[int, int]]) -> list[float | None]:
+        arguments = {key: [rows[i].get(key) for i, _ in places] for key in columns}
+        arguments["prompts"] = [rows[i]["prompt"] for i, _ in places]
+        arguments["completions"] = [rows[i]["responses"][k]["completion"] for i, k in places]
         try:
             found = called(function, arguments)
         except Exception as error:  # it may be the user's own function, and is told of the row that it cannot score
-            raise UserError(f"score_funcs: {fault(function, name, rows, part) or error}") from None
-        scores += [score or 0.0 for score in found]
-    return scores
+            raise UserError(f"score_funcs: {fault(function, name, rows, places) or error}") from None
+        if len(found) != len(places):
+            raise UserError(f"score_funcs: {name} gives {len(found)} scores for {len(places)} responses")
+        for (i, _), part in zip(places, found, strict=True):
+            if not (part is None or (isinstance(part, (int, float)) and math.isfinite(part))):
+                raise UserError(f"score_funcs: {name} gives {part!r} to row {i + 1}, which is no score")
+        return found
+
+    return score
 
 
 def fault(function, name: str, rows: list[dict], part: list[tuple[int, int]]) -> str | None:
@@ -75,27 +136,38 @@ def fault(function, name: str, rows: list[dict], part: list[tuple[int, int]]) ->
     return None
 
 
-def by_model(name: str, dtype: str | None, rows: list[dict], places: list[tuple[int, int]]) -> list[float]:
-    """A reward model's scores of prompt and completion together, as its chat template writes them."""
+def by_model(name: str, dtype: str | None, rows: list[dict]) -> Score:
+    """A reward model, which reads prompt and completion together, as its chat template writes them; None for what is
+    longer than its context."""
     model = load_reward_model(name, dtype, "score_funcs")
     tokenizer = AutoTokenizer.from_pretrained(find_folder(name))
     if not tokenizer.chat_template:
         raise UserError(f"score_funcs: the tokenizer of {name} has no chat template, so it cannot read messages")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id  # by which the model finds each text's last token
-    return read_by(model, tokenizer, [rows[i]["prompt"] + rows[i]["responses"][k]["completion"] for i, k in places])
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise UserError(f"score_funcs: {name} has no tokenizer of its own (transformers made an empty one)")
+    # The model scores at each text's last token that is no padding, so EOS must not be it.
+    pads = [tokenizer.pad_token, *SPARE_PADS]
+    pad = next((token for token in pads if token in tokenizer.get_vocab() and token != tokenizer.eos_token), None)
+    tokenizer.pad_token = pad or tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id if pad else None
+    size, context = TEXTS if pad else 1, context_of(model)
 
+    def score(places: list[tuple[int, int]]) -> list[float | None]:
+        dialogues = [rows[i]["prompt"] + rows[i]["responses"][k]["completion"] for i, k in places]
+        texts = tokenizer.apply_chat_template(dialogues, tokenize=False)
+        encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        scores: list[float | None] = [None] * len(places)
+        order = sorted(range(len(places)), key=lambda i: len(encoded[i]))  # like lengths waste no padding
+        order = [i for i in order if not context or len(encoded[i]) <= context]
+        for first in range(0, len(order), size):
+            part = order[first : first + size]
+            inputs = tokenizer.pad(
+                {"input_ids": [encoded[i] for i in part]}, padding_side="right", return_tensors="pt"
+            )
+            with torch.inference_mode():
+                logits = model(**{key: value.to(PartialState().device) for key, value in inputs.items()}).logits
+            for i, found in zip(part, logits[:, 0].float().tolist(), strict=True):
+                scores[i] = found
+        return scores
 
-@torch.inference_mode()
-def read_by(model: PreTrainedModel, tokenizer, dialogues: list[list[dict]]) -> list[float]:
-    order = sorted(range(len(dialogues)), key=lambda i: len(str(dialogues[i])))  # like lengths waste no padding
-    scores = [0.0] * len(dialogues)
-    for first in range(0, len(order), TEXTS):
-        part = order[first : first + TEXTS]
-        texts = [tokenizer.apply_chat_template(dialogues[i], tokenize=False) for i in part]
-        inputs = tokenizer(texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt")
-        logits = model(**{key: value.to(PartialState().device) for key, value in inputs.items()}).logits
-        for i, score in zip(part, logits[:, 0].float().tolist(), strict=True):
-            scores[i] = score
-    return scores
+    return score

@@ -1,12 +1,15 @@
 """Questions to OpenAI-compatible servers (vLLM, SGLang, `transformers serve`, a provider): many at once, tried again.
 
-Several base URLs are replicas of one model: a question goes to another one when the first cannot answer.
+Several base URLs are replicas of one model: a question goes to another one when the first cannot answer. How many are
+under way at a replica follows what it bears, as TCP's window does: fewer after each refusal, one more after each round
+of answers, never over `concurrency`.
 """
 
 import asyncio
-import json
+import contextlib
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,20 +17,22 @@ from email.utils import parsedate_to_datetime
 
 import openai
 
+from data_prep.replies import Unreadable, read_answer
 from utils.source import UserError
 from utils.terminal import say
 
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds; doubled from one try to the next
 LONGEST_WAIT = 600.0  # of what a server asks for
 TRIED_AGAIN = (408, 409, 425, 429)  # and all from 500 on
+OVERLOADED = (429, 502, 503, 529)  # the server's fault; of other failures the question may be the cause
 
 
 class NoAnswer(Exception):
     """A question that stays without an answer, and why."""
 
 
-class Unreadable(Exception):
-    """What came back is not an answer; asked again, it may be."""
+class Refused(NoAnswer):
+    """The server is there, and does not answer this question."""
 
 
 @dataclass
@@ -42,7 +47,7 @@ class ServerConfig:
         default="OPENAI_API_KEY", metadata={"help": "The environment variable that holds the key, if one is needed."}
     )
     concurrency: int = field(
-        default=32, metadata={"help": "Questions under way at a time, for each server.", "range": (1, 4096)}
+        default=32, metadata={"help": "Questions under way at a time at each server, at most.", "range": (1, 4096)}
     )
     timeout: float = field(
         default=600.0, metadata={"help": "Seconds after which a try is given up.", "range": (1e-9, None)}
@@ -56,7 +61,10 @@ class ServerConfig:
     )
     extra_body: dict = field(
         default_factory=dict,
-        metadata={"help": "More for each request's body, as a server takes it: {top_k: 20, min_p: 0.05}."},
+        metadata={
+            "help": "More for each request's body, as a server takes it: {top_k: 20, min_p: 0.05}; null takes a field "
+            "away that it refuses: {seed: null}, {max_tokens: null, max_completion_tokens: 4096}."
+        },
     )
 
 
@@ -66,65 +74,118 @@ FREE = ("base_urls", "api_key_variable", "concurrency", "timeout", "max_retries"
 
 @dataclass
 class Replica:
-    """One server. After a failure it is left alone until `free_at` (time.monotonic)."""
+    """One server, and how much it bears.
+
+    Attributes:
+        room: how many questions it may have at a time.
+        busy: how many it has.
+        free_at: the moment (time.monotonic) until which it is left alone.
+        failures: refusals and silences since its last answer, those of one moment counted once.
+    """
 
     url: str
     client: openai.AsyncOpenAI
+    room: float
+    busy: int = 0
     free_at: float = 0.0
+    failures: int = 0
+
+    def answered(self, concurrency: int) -> None:
+        self.failures, self.room = 0, min(concurrency, self.room + 1 / self.room)
+
+    def failed(self, asked_to_wait: float | None) -> None:
+        """It is overloaded, silent or away: half the room, and a pause that doubles from one failure to the next."""
+        now = time.monotonic()
+        if self.free_at <= now:  # else what was under way fails with it
+            self.room, self.failures = max(1.0, self.room / 2), self.failures + 1
+        pause = asked_to_wait or min(PAUSE * 2 ** (self.failures - 1), LONGEST_PAUSE)
+        self.free_at = max(self.free_at, now + pause * random.uniform(1.0, 1.1))
 
 
 class Servers:
-    """The replicas that are asked."""
+    """The replicas that are asked.
 
-    def __init__(self, config: ServerConfig, model: str):
+    Args:
+        answered: how many questions they have answered before, which shows that key and model are right.
+    """
+
+    def __init__(self, config: ServerConfig, model: str, answered: int = 0):
         key = os.environ.get(config.api_key_variable) or "none"  # the client wants one even where the server does not
-        self.config, self.model, self.answers, self.silent = config, model, 0, 0
+        if not key.isascii():
+            raise UserError(f"{config.api_key_variable}: the key in the environment holds letters that no key has")
+        for url in config.base_urls:
+            if not re.match(r"https?://[^/\s\[]|https?://\[[0-9a-fA-F:]+\]", url):
+                raise UserError(f"base_urls: {url} is no address. Write it as http://localhost:8000/v1")
+        self.config, self.model, self.answered, self.silent = config, model, answered, 0
         self.replicas = [
-            Replica(url, openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=config.timeout))
+            Replica(
+                url, openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=config.timeout),
+                config.concurrency
+            )
             for url in config.base_urls
-        ]
+        ]  # fmt: skip
+        self.given_back = asyncio.Condition()
 
-    def choose(self, number: int, tries: int) -> Replica:
-        """The replica whose turn it is (all samples of a prompt at one, whose prefix cache then serves them), or the
-        one that is free first."""
-        turn = number + tries
+    async def take(self, turn: int) -> Replica:
+        """The replica whose turn it is (all samples of a prompt at one, whose prefix cache then serves them), or
+        another that has room, as soon as one has."""
         order = [self.replicas[(turn + i) % len(self.replicas)] for i in range(len(self.replicas))]
-        now = time.monotonic()
-        return min(order, key=lambda replica: max(replica.free_at, now))
+        async with self.given_back:
+            while True:
+                now = time.monotonic()
+                for replica in order:
+                    if replica.free_at <= now and replica.busy < int(replica.room):
+                        replica.busy += 1
+                        return replica
+                pauses = [replica.free_at - now for replica in order if replica.free_at > now]
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.given_back.wait(), min(pauses, default=None))
+
+    async def give_back(self, replica: Replica) -> None:
+        async with self.given_back:
+            replica.busy -= 1
+            self.given_back.notify_all()
 
     async def ask(self, number: int, body: dict) -> dict:
         """One chat completion: content, reasoning, tool_calls, finish_reason, prompt_tokens, completion_tokens.
 
         Args:
             number: of the prompt.
-            body: messages and sampling settings, as the API names them.
+            body: messages and sampling settings, as the API names them; `extra_body` of the config is laid over them.
 
         Raises:
             NoAnswer: the server refuses the question, or gave no answer however often it was asked.
             UserError: the key or the model's name is wrong: no question will be answered.
         """
-        reason = ""
+        reason, replica_failed, body = "", False, laid_over(body, self.config.extra_body)
         for tries in range(self.config.max_retries + 1):
-            replica = self.choose(number, tries)
-            if (wait := replica.free_at - time.monotonic()) > 0:
-                await asyncio.sleep(wait + random.uniform(0, 0.1 * wait))
-            pause = min(PAUSE * 2**tries, LONGEST_PAUSE)
+            if reason and not replica_failed:  # by itself: others must not wait for what a server chokes on
+                await asyncio.sleep(min(PAUSE * 2 ** (tries - 1), LONGEST_PAUSE) * random.uniform(1.0, 1.25))
+            replica, replica_failed = await self.take(number + tries), False
+            asked_to_wait = None
             try:
-                return await asyncio.wait_for(self.try_once(replica, body), self.config.timeout)
+                answer = await asyncio.wait_for(self.try_once(replica, body), self.config.timeout)
+                replica.answered(self.config.concurrency)
+                self.answered += 1
+                return answer
             except openai.APIStatusError as error:
                 reason = f"{error.status_code}: {first_words(error)}"
-                if error.status_code in (401, 403, 404):
+                # Once something was answered, these say no to the question (moderation), not to the key or the name.
+                if error.status_code in (401, 403, 404) and not self.answered:
                     raise UserError(refusal(replica, self.model, self.config, reason)) from None
                 if error.status_code not in TRIED_AGAIN and error.status_code < 500:
-                    raise NoAnswer(reason) from None
-                pause = seconds_asked_for(error.response.headers) or pause
-            except TimeoutError:
-                reason = f"no answer in {self.config.timeout:g} seconds"
-                pause = 0.0  # long enough was waited
+                    raise Refused(reason) from None
+                asked_to_wait = seconds_asked_for(error.response.headers)
+                replica_failed = error.status_code in OVERLOADED or asked_to_wait is not None
+            except (TimeoutError, openai.APITimeoutError):
+                reason, replica_failed = f"no answer in {self.config.timeout:g} seconds", True
             except (openai.APIError, Unreadable) as error:  # no connection, half an answer, or garbage
                 reason = f"{type(error).__name__}: {first_words(error)}"
-            pause *= random.uniform(1.0, 1.25)
-            replica.free_at = max(replica.free_at, time.monotonic() + pause)
+                replica_failed = isinstance(error, openai.APIConnectionError)
+            finally:
+                if replica_failed:
+                    replica.failed(asked_to_wait)
+                await self.give_back(replica)
         raise NoAnswer(f"{reason} ({self.config.max_retries + 1} tries)")
 
     async def try_once(self, replica: Replica, body: dict) -> dict:
@@ -154,7 +215,8 @@ class Servers:
                 try:
                     result = await answer(self, question)
                 except NoAnswer as error:
-                    self.silent += 1
+                    # Who refuses is there, if it ever answered.
+                    self.silent = 0 if isinstance(error, Refused) and self.answered else self.silent + 1
                     failed.append((question, str(error)))
                 else:
                     self.silent = 0
@@ -172,7 +234,8 @@ class Servers:
         return failed
 
     async def warn_of_other_models(self) -> None:
-        """Raises UserError if a server that answers has other models only; a silent one is asked all the same."""
+        """Says which servers list other models only, or none; they are asked all the same: some answer to names that
+        they do not list. Raises UserError for a key that is refused."""
         for replica in self.replicas:
             try:
                 listed = await asyncio.wait_for(replica.client.models.list(), min(10.0, self.config.timeout))
@@ -184,9 +247,15 @@ class Servers:
                 continue
             if names and self.model not in names:
                 others = f" and {len(names) - 5} more" if len(names) > 5 else ""
-                raise UserError(
-                    f"model_name_or_path: {replica.url} has no {self.model}. It has: {', '.join(names[:5])}{others}"
-                )
+                told = f"{', '.join(names[:5])}{others}"
+                say("WARNING", f"{replica.url} does not list {self.model}, but {told}; asked all the same")
+
+
+def laid_over(body: dict, extra: dict) -> dict:
+    """A request with the config's `extra_body` over it; what is null there is taken away."""
+    extra = body.get("extra_body", {}) | extra
+    body = {key: value for key, value in body.items() if key not in {"extra_body", *extra}}
+    return body | {"extra_body": {key: value for key, value in extra.items() if value is not None}}
 
 
 def refusal(replica: Replica, model: str, config: ServerConfig, reason: str) -> str:
@@ -194,45 +263,6 @@ def refusal(replica: Replica, model: str, config: ServerConfig, reason: str) -> 
         return f"base_urls: {replica.url} knows no {model}, or is no OpenAI-compatible API ({reason})"
     there = "is set" if os.environ.get(config.api_key_variable) else "is not set"
     return f"base_urls: {replica.url} refuses the key ({reason}). {config.api_key_variable} {there} in the environment"
-
-
-def read_answer(text: str) -> dict:
-    """What a chat completion's body says. Raises Unreadable if it is none."""
-    try:
-        body = json.loads(text)
-        choice = body["choices"][0]
-        message, usage = choice["message"], body.get("usage") or {}
-        content = message.get("content")
-        reasoning = message.get("reasoning_content") or message.get("reasoning")  # vLLM has had both names
-        calls = [
-            {
-                "type": "function",
-                "id": str(call["id"]),
-                "function": {"name": call["function"]["name"], "arguments": arguments_of(call["function"])},
-            }
-            for call in message.get("tool_calls") or []
-        ]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise Unreadable(f"not a chat completion: {text[:80]!r}") from None
-    if not all(isinstance(part, (str, type(None))) for part in (content, reasoning)):
-        raise Unreadable(f"content is no text: {text[:80]!r}")
-    if content is None and not reasoning and not calls:  # an empty text is what a model may say
-        raise Unreadable("an answer without content")
-    return {
-        "content": content or "", "reasoning": reasoning or "", "tool_calls": calls,
-        "finish_reason": choice.get("finish_reason"),
-        "prompt_tokens": usage.get("prompt_tokens"), "completion_tokens": usage.get("completion_tokens"),
-    }  # fmt: skip
-
-
-def arguments_of(function: dict) -> dict | str:
-    """A call's arguments as a mapping; as they were written where that is no JSON mapping: a filter drops those."""
-    written = function["arguments"]
-    try:
-        read = json.loads(written) if isinstance(written, str) else written
-    except ValueError:
-        return written
-    return read if isinstance(read, dict) else written
 
 
 def seconds_asked_for(headers) -> float | None:

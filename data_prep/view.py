@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wh
 import jinja2
 import numpy as np
 
-from data_prep.jsonl import digest_of, manifest_of, read_rows
-from data_prep.looking import load_tokenizer
+from data_prep.jsonl import digest_of, read_manifest, read_rows
+from data_prep.looking import MOST_SCORED, load_tokenizer
 from data_prep.replies import split_thinking
 from data_prep.texts import parts_of, text_of, words_of
 from utils.files import show, write_atomically
@@ -31,6 +31,7 @@ MOST_OPENINGS = 200_000  # that are counted at a time; rarer ones are then forgo
 SHOWN = 12  # openings
 STYLE = ROOT / "utils/page.css"  # that of the recipes' reports
 MADE = ("made_by", "asked", "versions")  # of a manifest, beside what was dropped
+TURNS = ("messages", "prompt", "question", "completion", "answer", "text", "chosen", "rejected", "responses")
 LONGEST = 4000  # characters of a turn on the page
 
 
@@ -67,7 +68,7 @@ class Seen:
 
     def note(self, text: str, kind: str, length: str) -> None:
         words = words_of(text)
-        size = len(self.tokenizer.encode(text).ids) if self.tokenizer else len(words)
+        size = len(self.tokenizer.encode(text.encode(errors="replace").decode()).ids) if self.tokenizer else len(words)
         self.lengths[length].append(size)
         opening = " ".join(re.sub(r"[0-9]+", "0", word) for word in words[:4])
         self.openings[kind][opening] += 1
@@ -88,7 +89,7 @@ class Seen:
         self.shares["reason in <think>"] += any("</think>" in text for text in responses)
         self.shares["have an empty response"] += not all(text.strip() for text in responses)
         for name, found in self.numbers.items():
-            if isinstance(row.get(name), (int, float)):
+            if isinstance(row.get(name), (int, float)) and abs(row[name]) < MOST_SCORED:  # neither is NaN
                 found.append(float(row[name]))
 
 
@@ -96,15 +97,14 @@ def texts_of(row: dict) -> tuple[str, list[str]]:
     """(prompt, responses): of what generate.py wrote, all of them."""
     if isinstance(row.get("responses"), list):
         return text_of(row["prompt"]), [text_of(response["completion"]) for response in row["responses"]]
-    prompt, response = parts_of(row)
-    return prompt, [response] if response else []
+    part = parts_of(row)
+    return part.prompt, [part.response] if part.answers else []
 
 
 def turns_of(row: dict) -> list[dict]:
     """Messages, whatever the form; what stands in a column of its own is named by it."""
     turns = []
-    names = ("messages", "prompt", "question", "completion", "answer", "text", "chosen", "rejected")
-    for name in names:
+    for name in TURNS[:-1]:
         part = row.get(name)
         if isinstance(part, str):
             turns.append({"role": name, "content": part})
@@ -112,20 +112,24 @@ def turns_of(row: dict) -> list[dict]:
             if isinstance(message, dict):
                 role = f"{name}: {message.get('role')}" if name in ("chosen", "rejected") else str(message.get("role"))
                 turns.append({"role": role, "content": text_of([message])})
-    for number, response in enumerate(row.get("responses") or [], 1):
+    responses = row.get("responses")
+    for number, response in enumerate(responses if isinstance(responses, list) else [], 1):
         turns.append({"role": f"response {number}", "content": text_of(response["completion"])})
     return turns
 
 
 def shown(row: dict) -> tuple[list[dict], str]:
-    """(turns for the page, the other columns)."""
+    """(turns for the page, the other columns); what is in no known form is shown as it is."""
+    try:
+        found, told = turns_of(row), TURNS
+    except (KeyError, TypeError, ValueError, AttributeError):
+        found, told = [], ()
     turns = []
-    for turn in turns_of(row):
+    for turn in found:
         reasoning, answer = split_thinking(turn["content"])
         reasoning = reasoning if answer is not None else ""
         text = answer.strip() if answer is not None else turn["content"]
-        turns.append({"role": turn["role"], "thinking": cut(reasoning), "text": cut(text)})
-    told = {"messages", "prompt", "question", "completion", "answer", "text", "chosen", "rejected", "responses"}
+        turns.append({"role": cut(turn["role"]), "thinking": cut(reasoning), "text": cut(text)})
     rest = {key: value for key, value in row.items() if key not in told}
     return turns, cut(json.dumps(rest, ensure_ascii=False, indent=1)) if rest else ""
 
@@ -155,7 +159,7 @@ def histogram(values: list[float]) -> list[dict]:
 
 
 def page(path: Path, seen: Seen, unit: str, seed: int) -> str:
-    manifest = json.loads(manifest_of(path).read_text(encoding="utf-8")) if manifest_of(path).is_file() else {}
+    manifest = read_manifest(path) or {}
     drawn = {f"{name}s, in {unit}": values for name, values in seen.lengths.items() if values}
     drawn |= {name: values for name, values in seen.numbers.items() if values}
     openings = []
@@ -164,9 +168,9 @@ def page(path: Path, seen: Seen, unit: str, seed: int) -> str:
         lines = [(text or "(no words)", f"{n:,}", f"{n / total:.1%}") for text, n in counts.most_common(SHOWN)]
         openings.append((f"{kind.capitalize()}: {len(counts):,} openings", lines))
     fill = {
-        "style": STYLE.read_text(encoding="utf-8"), "name": path.name, "rows": seen.count, "unit": unit,
+        "style": STYLE.read_text(encoding="utf-8"), "name": cut(path.name), "rows": seen.count, "unit": unit,
         "size": path.stat().st_size, "digest": digest_of(path),
-        "columns": ", ".join(f"{n} ({c:,})" if c < seen.count else n for n, c in seen.columns.items()),
+        "columns": cut(", ".join(f"{n} ({c:,})" if c < seen.count else n for n, c in seen.columns.items())),
         "lengths": [(f"{name}s", *quantiles(values)) for name, values in seen.lengths.items() if values],
         "histograms": [(name, histogram(values)) for name, values in drawn.items()],
         "shares": [(name, f"{n:,}", f"{n / seen.count:.1%}") for name, n in seen.shares.items()],
@@ -174,7 +178,7 @@ def page(path: Path, seen: Seen, unit: str, seed: int) -> str:
         "dropped": [(name, f"{n:,}" if isinstance(n, int) else n) for name, n in manifest.get("counts", {}).items()],
         "examples": list(manifest.get("examples", {}).items()),
         "sample": [(number, *shown(row)) for number, row in sorted(seen.sample, key=lambda item: item[0])],
-        "made": json.dumps({key: manifest[key] for key in MADE}, indent=1) if manifest else "",
+        "made": json.dumps({key: manifest.get(key) for key in MADE}, indent=1) if manifest else "",
     }  # fmt: skip
     folder = jinja2.FileSystemLoader(Path(__file__).parent)
     return jinja2.Environment(loader=folder, autoescape=True).get_template("view.html").render(fill)
@@ -188,13 +192,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20, help="how many rows are shown")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    output = options.output_file or options.dataset_name.with_suffix(".html")
+    if output.suffix != ".html":
+        raise UserError(f"--output_file: {output} must end with .html")
     seen = Seen(options.rows, options.seed, load_tokenizer(options.tokenizer) if options.tokenizer else None)
     for row in read_rows(options.dataset_name):
         seen.add(row)
     if not any(seen.lengths.values()):
         raise UserError(f"{options.dataset_name}: has no training rows to show")
-    output = options.output_file or options.dataset_name.with_suffix(".html")
     unit = "tokens" if options.tokenizer else "words"
+    output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, page(options.dataset_name, seen, unit, options.seed))
     say("view", f"{seen.count:,} rows")
     for name, values in seen.lengths.items():

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT, recipe
@@ -11,7 +12,7 @@ from servers import Server, completion
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data_prep.best_of_k import BestOfKConfig, chosen, distinct, length
-from data_prep.judging import tally
+from data_prep.judging import FORMS, tally
 from utils.model import read_template
 from utils.rows import is_held_out, prompt_key
 
@@ -42,12 +43,15 @@ def sums(count, right=2, wrong=2):
 
 def run(folder, rows, *flags, **settings):
     (folder / "generated.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return subprocess.run([*command(folder, **settings), *flags], capture_output=True, text=True, timeout=300)
+
+
+def command(folder, **settings):
     settings = BASE | {"dataset_name": str(folder / "generated.jsonl")} | settings
     settings |= {key: str(folder / value) for key, value in settings.items() if key.endswith("_to") and value}
     path = folder / "best.yaml"
     path.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in settings.items()))
-    words = [sys.executable, str(ROOT / "data_prep/best_of_k.py"), "--config", str(path), *flags]
-    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+    return [sys.executable, str(ROOT / "data_prep/best_of_k.py"), "--config", str(path)]
 
 
 def read(path):
@@ -183,8 +187,109 @@ def test_a_reward_model_scores(tmp_path):
     done = run(tmp_path, sums(5), best_to="out.jsonl", score_funcs=[str(tmp_path / "judge")], passes_at=0.0)
     assert done.returncode == 0, done.stderr
     assert len({r["score"] for r in read(tmp_path / "out.jsonl")}) > 1
+    rows = read(tmp_path / "out.jsonl")
+    for alone, best in zip(sums(5), rows, strict=True):  # each by itself, so without padding: the same
+        texts = [alone["prompt"] + response["completion"] for response in alone["responses"]]
+        ids = [tokenizer.apply_chat_template(text, return_tensors="pt")["input_ids"] for text in texts]
+        assert best["score"] == pytest.approx(max(float(judge(one).logits[0, 0].detach()) for one in ids), abs=1e-5)
+    tokenizer.pad_token = tokenizer.eos_token  # EOS may not be taken for padding, nor an empty tokenizer for its own
+    tokenizer.save_pretrained(tmp_path / "judge")
+    done = run(tmp_path, sums(5), "--start_over", best_to="out.jsonl", score_funcs=[str(tmp_path / "judge")])
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "out.jsonl") == rows
+    judge.save_pretrained(tmp_path / "bare")
+    done = run(tmp_path, sums(5), best_to="bare.jsonl", score_funcs=[str(tmp_path / "bare")])
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     done = run(tmp_path, sums(5), best_to="other.jsonl", score_funcs=[str(ROOT / "tiny/base")])
     assert (done.returncode, "is no reward model" in done.stderr) == (2, True)
+
+
+def test_what_was_scored_is_not_scored_again(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import time\n"
+        "def score(completions, **columns):\n"
+        "    with open('calls', 'a') as file:\n"
+        "        file.write(f'{len(completions)}\\n')\n"
+        "    time.sleep(0.5)\n"
+        "    return [float(len(c[-1]['content'])) for c in completions]\n"
+    )
+    settings = {"score_funcs": ["slow.score"], "best_to": "out.jsonl"}
+    (tmp_path / "generated.jsonl").write_text("".join(json.dumps(r) + "\n" for r in sums(1200)))
+    words = command(tmp_path, **settings)
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "calls").exists() or (tmp_path / "calls").read_text().count("\n") < 3:
+        time.sleep(0.01)
+    process.kill()  # in the third lot
+    process.wait()
+    assert not (tmp_path / "out.jsonl").exists()
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [int(n) for n in (tmp_path / "calls").read_text().split()] == [1024, 1024, 1024, 1024, 1024, 704]
+    rows = read(tmp_path / "out.jsonl")
+    assert len(rows) == 1200
+    assert all(r["score"] == len(r["completion"][-1]["content"]) for r in rows)
+    assert not list(tmp_path.glob("*.journal.jsonl"))  # a function's scores cost little
+
+
+@pytest.mark.parametrize(
+    ("said", "mode", "wanted"),
+    [
+        ("**Score:** **9**", "score", "9"), ("Score: 10", "score", "10"), ("**Score**: 7/10", "score", "7"),
+        ("Score: \\boxed{8}", "score", "8"), ("Score: 7.5", "score", None), ("Score 3, no: Score: 4", "score", "4"),
+        ("Verdict: Response A", "pairs", "a"), ("**Verdict:** **B**", "pairs", "b"), ("verdict: TIE", "pairs", "tie"),
+        ("Verdict: about equal", "pairs", None),
+    ],
+)  # fmt: skip
+def test_verdicts_are_read(said, mode, wanted):
+    found = FORMS[mode].findall(said)
+    assert (found[-1].lower() if found else None) == wanted
+
+
+def test_what_is_cut_off_counts_as_wrong_in_a_pass_rate():
+    right = [scored("a", 1.0, finish=reason) for reason in ("stop", None, "length", "content_filter", "error")]
+    assert choose(right)["prompts_to"][0]["pass_rate"] == 0.4
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    waiting = {
+        "completion": [{"role": "assistant", "content": "x", "tool_calls": [call]}],
+        "score": 1.0,
+        "right": True,
+    }
+    assert choose([scored("a", 0.2), waiting | {"finish_reason": "stop"}])["best_to"][0]["score"] == 0.2
+
+
+def test_a_margin_is_met_exactly():
+    assert choose([scored("a", 0.7), scored("b", 0.2)], least_margin=0.5)["pairs_to"]
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "text"),
+    [
+        ("float('nan')", 2, "gives nan to row 1, which is no score"),
+        ("'7'", 2, "gives '7' to row 1, which is no score"),
+        ("None if len(c[-1]['content']) < 20 else 1.0", 0, "8 responses have no score"),
+    ],
+)
+def test_what_is_no_score(tmp_path, monkeypatch, given, code, text):
+    (tmp_path / "mine.py").write_text(f"def score(completions, **_):\n    return [{given} for c in completions]\n")
+    monkeypatch.chdir(tmp_path)
+    done = run(
+        tmp_path, sums(4), score_funcs=["mine.score"], best_to="out.jsonl", prompts_to="p.jsonl", pass_rate=[1, 1]
+    )
+    assert (done.returncode, text in done.stdout + done.stderr) == (code, True), done.stdout + done.stderr
+    if code == 0:  # what does not apply says nothing of the prompt
+        assert len(read(tmp_path / "p.jsonl")) == 4
+
+
+def test_every_output_counts(tmp_path):
+    """One that is missing is made again, one of somebody else's is not replaced."""
+    settings = {"best_to": "out.jsonl", "pairs_to": "pairs.jsonl"}
+    assert run(tmp_path, sums(4), **settings).returncode == 0
+    (tmp_path / "pairs.jsonl").unlink()
+    assert run(tmp_path, sums(4), **settings).returncode == 0
+    assert len(read(tmp_path / "pairs.jsonl")) == 4
+    (tmp_path / "pairs.manifest.json").unlink()
+    done = run(tmp_path, sums(4), **settings)
+    assert (done.returncode, "no manifest says how it was made" in done.stderr) == (2, True)
 
 
 def judge_of(verdict):
@@ -209,7 +314,13 @@ def test_a_judge_scores_by_a_rubric(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Is it right, and kind?" in server.bodies[0]["messages"][0]["content"]
         assert len(server.asked) == 20
-    assert {r["score"] for r in read(tmp_path / "out.jsonl")} == {1.0}
+        assert {r["score"] for r in read(tmp_path / "out.jsonl")} == {1.0}
+        # What was judged once serves other choices too, and another rubric does not take it.
+        done = run(tmp_path, sums(5), pairs_to="pairs.jsonl", score_funcs=["judge"], **settings)
+        assert (done.returncode, len(server.asked), len(read(tmp_path / "pairs.jsonl"))) == (0, 20, 5), done.stderr
+        settings["judge_rubric"] = "Is it long?"
+        assert run(tmp_path, sums(5), correct_to="right.jsonl", score_funcs=["judge"], **settings).returncode == 0
+        assert len(server.asked) == 40
 
 
 def test_pairs_are_judged_in_both_orders(tmp_path):
@@ -221,6 +332,7 @@ def test_pairs_are_judged_in_both_orders(tmp_path):
     for name, verdict, scores in (("first", lambda right: "Verdict: A", {0.5}), ("looks", looks, {1.0})):
         with Server(judge_of(verdict)) as server:
             settings = {"base_urls": [server.url], "judge_model": "m", "judge_mode": "pairs", "score_funcs": ["judge"]}
+            settings |= {"judge_rubric": name}
             done = run(tmp_path, sums(5, right=1, wrong=1), best_to=f"{name}.jsonl", **settings)
             assert done.returncode == 0, done.stdout + done.stderr
             assert len(server.asked) == 10
@@ -245,6 +357,7 @@ def test_a_judge_without_a_verdict_is_listed_and_asked_again(tmp_path):
     with Server(vague) as server:
         done = run(tmp_path, sums(4), base_urls=[server.url], **settings)
         assert done.returncode == 3
+        assert "4 verdicts are missing" in done.stdout
         assert "4 responses have no score" in done.stdout
         assert "ends in no verdict" in done.stdout
     assert len(read(tmp_path / "out.jsonl")) == 3
@@ -266,7 +379,9 @@ def test_a_judge_without_a_verdict_is_listed_and_asked_again(tmp_path):
         ({"pass_rate": [0.9, 0.1]}, "the least and the greatest share"),
         ({"heldout_to": "held.jsonl"}, "together with heldout_fraction"),
         ({"best_to": None}, "name what to write"),
-        ({"correct_to": "out.jsonl"}, "each in a file of its own"),
+        ({"correct_to": "out.jsonl"}, "is best_to too. Name a file of its own"),
+        ({"pairs_to": "generated.jsonl"}, "is what is read too"),
+        ({"best_to": "out.txt"}, "must end with .jsonl"),
         ({"bets_to": "x"}, "did you mean best_to?"),
         ({"dataset_name": "nowhere.jsonl"}, "there is no file"),
     ],

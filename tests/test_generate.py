@@ -1,5 +1,6 @@
 """generate.py by its real command line: local and served, killed, refused, answered with garbage."""
 
+import fcntl
 import json
 import os
 import random
@@ -21,8 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data_prep.asking import as_sent, seed_of
 from data_prep.generate import to_prompt_row
 from data_prep.local import transformers_engine
-from data_prep.replies import message_of
-from data_prep.server import Unreadable, read_answer, seconds_asked_for
+from data_prep.replies import Unreadable, message_of, read_answer
+from data_prep.server import seconds_asked_for
 from utils.model import read_template
 
 LOCAL = {
@@ -80,7 +81,8 @@ def test_a_local_model_answers(made_locally):
     manifest = json.loads((made_locally / "made.manifest.json").read_text())
     assert manifest["counts"]["prompts"] == 12
     assert manifest["counts"]["responses"] == 36
-    assert manifest["output"] == {"rows": 12, "sha256": digest(made_locally / "made.jsonl")}
+    made = {"rows": 12, "sha256": digest(made_locally / "made.jsonl")}
+    assert manifest["outputs"] == {str(made_locally / "made.jsonl"): made}
     assert manifest["asked"]["weights"]
     assert not (made_locally / "made.journal.jsonl").exists()
     assert not (made_locally / "made.failed.jsonl").exists()
@@ -242,7 +244,7 @@ def test_bad_servers_are_asked_again_and_what_fails_is_listed(tmp_path):
 def test_what_goes_wrong_for_a_while_costs_nothing(tmp_path):
     def behave(body, tries):
         bad = [answer for answer in GARBAGE if answer and answer[0] != 400]
-        return plain(body, tries) if tries > 2 else bad[hash(str(body["seed"] + tries)) % len(bad)]
+        return plain(body, tries) if tries > 2 else bad[(body["seed"] + tries) % len(bad)]
 
     with Server(behave) as server:
         done = served(tmp_path, server, count=4)
@@ -271,6 +273,60 @@ def test_a_rate_limit_is_honoured(tmp_path):
     assert seconds_asked_for({"retry-after": "86400"}) == 600
 
 
+def test_others_do_not_wait_for_a_question_that_a_server_chokes_on(tmp_path):
+    with Server(lambda body, tries: (500, {}) if "Question 0" in str(body) else plain(body, tries)) as server:
+        done = served(tmp_path, server, count=20, num_responses=1, concurrency=2)
+    assert done.returncode == 3, done.stdout + done.stderr
+    order = [json.loads(messages)[-1]["content"] for messages, _ in server.asked]
+    assert order.count("Question 0") == 3
+    assert order[-1] == "Question 0"  # its third try comes a second and a half after its first
+    assert "most often: 500" in done.stdout
+
+
+def test_once_something_was_answered_403_refuses_a_question_alone(tmp_path):
+    """As providers do that moderate what they are asked; also when nothing else is left to ask."""
+
+    def behave(body, tries):
+        return (403, {"error": "flagged"}) if "Question 5" in str(body["messages"]) else plain(body, tries)
+
+    with Server(behave) as server:
+        for asked in (8, 1):
+            before = len(server.asked)
+            done = served(tmp_path, server, count=8, num_responses=1, seed=1, concurrency=1)
+            assert (done.returncode, len(server.asked) - before) == (3, asked), done.stderr
+    assert [row["row"] for row in read(tmp_path / "made.failed.jsonl")] == [6]
+
+
+def test_null_takes_a_field_away_that_a_server_refuses(tmp_path):
+    extra = {"seed": None, "max_tokens": None, "max_completion_tokens": 9}
+    with Server() as server:
+        assert served(tmp_path, server, extra_body=extra).returncode == 0
+        assert not {"seed", "max_tokens"} & set(server.bodies[0])
+        assert server.bodies[0]["max_completion_tokens"] == 9
+
+
+def test_two_processes_do_not_write_one_output(tmp_path):
+    with Server() as server, (tmp_path / "made.journal.jsonl").open("a+b") as journal:
+        fcntl.flock(journal, fcntl.LOCK_EX)
+        done = served(tmp_path, server)
+        assert (done.returncode, server.asked) == (2, [])
+    assert "is being written by another process" in done.stderr
+
+
+def test_a_killed_run_that_starts_over_goes_on(tmp_path):
+    """Neither the older output nor one that was written just before the kill stands in its way."""
+    with Server(lambda body, tries: (500, {}) if "Question 5" in str(body) else plain(body, tries)) as server:
+        assert served(tmp_path, server, count=5).returncode == 0
+        done = served(tmp_path, server, count=6, max_retries=0)
+        assert (done.returncode, "was made otherwise" in done.stderr) == (2, True)
+        done = served(tmp_path, server, count=6, max_retries=0, start_over=True)
+        assert done.returncode == 3
+    (tmp_path / "made.jsonl").unlink()  # as if killed while outputs are put in their places
+    with Server() as server:
+        done = served(tmp_path, server, count=6)
+        assert (done.returncode, len(server.asked)) == (0, 3), done.stderr
+
+
 def test_another_replica_answers_for_a_dead_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -281,6 +337,57 @@ def test_another_replica_answers_for_a_dead_one(tmp_path):
         assert "does not list its models" in done.stdout
         assert min(len(one.asked), len(two.asked)) >= 20
         assert one.most <= 12
+
+
+def test_a_rate_limited_server_answers_everything(tmp_path):
+    """Four questions a second are let through, and whoever asks more is told to wait: few do, and none is lost."""
+    times = []
+
+    def behave(body, tries):
+        now = time.monotonic()
+        if sum(now - moment < 1 for moment in times[-4:]) >= 4:
+            return 429, {}, {"Retry-After": "1"}
+        times.append(now)
+        return plain(body, tries)
+
+    with Server(behave) as server:
+        done = served(tmp_path, server, count=40, num_responses=1, concurrency=32, max_retries=6)
+        assert done.returncode == 0, done.stdout
+        assert len(server.asked) < 120
+
+
+def test_a_silent_replica_holds_little_up(tmp_path):
+    with Server(lambda body, tries: None) as silent, Server() as healthy:
+        began = time.monotonic()
+        done = served(tmp_path, silent, healthy, count=100, timeout=1.0, concurrency=4)
+        assert done.returncode == 0, done.stdout
+        assert len(silent.asked) < 15
+        assert time.monotonic() - began < 25
+
+
+def test_questions_under_way_at_each_server(tmp_path):
+    with Server(delay=0.2) as slow, Server() as quick:
+        assert served(tmp_path, slow, quick, count=60, num_responses=1, concurrency=4).returncode == 0
+        assert (slow.most, quick.most <= 4) == (4, True)
+
+
+def test_refusals_do_not_end_a_run(tmp_path):
+    """One in four prompts is too long for the server; killed, it still asks for the rest."""
+
+    def behave(body, tries):
+        number = int(body["messages"][-1]["content"].split()[1])
+        return (400, {"error": "too long"}) if number % 4 == 0 else plain(body, tries)
+
+    settings = SERVED | {"dataset_name": prompts(tmp_path, 200), "num_responses": 1, "give_up_after": 20}
+    with Server(behave, delay=0.01) as server:
+        words = command(tmp_path, **settings, base_urls=[server.url])
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        while len(server.asked) < 150:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, "50 prompts lack 50 responses" in done.stdout) == (3, True), done.stdout
 
 
 def test_a_dead_server_is_given_up(tmp_path):
@@ -306,11 +413,11 @@ def test_a_refused_key_or_name_stops_at_once(tmp_path, status):
     assert ("refuses the key" if status < 404 else "knows no m") in done.stderr
 
 
-def test_a_model_that_the_server_does_not_have(tmp_path):
+def test_a_model_that_the_server_does_not_list_is_told(tmp_path):
+    """And asked all the same: some answer to names that they do not list. One that is not there is a 404."""
     with Server(models=("big", "small")) as server:
         done = served(tmp_path, server)
-        assert (done.returncode, server.asked) == (2, [])
-    assert "has no m. It has: big, small" in done.stderr
+    assert (done.returncode, "does not list m, but big, small" in done.stdout) == (0, True)
 
 
 def test_the_key_is_taken_from_the_environment_alone(tmp_path, monkeypatch):
@@ -355,11 +462,13 @@ def test_tools_are_called_between_the_turns(tmp_path):
             assert last["tool_call_id"] == "call_1"
             return 200, completion(f"The answer is {last['content']}.")
         function = {"name": "calculator", "arguments": '{"expression": "2 + 3"}'}
-        return 200, completion(None, tool_calls=[{"id": "call_1", "type": "function", "function": function}])
+        calls = [{"id": "call_1", "type": "function", "function": function}]
+        return 200, completion(None, tool_calls=calls, reasoning="I need it.")
 
     with Server(behave) as server:
         done = served(tmp_path, server, count=2, num_responses=1, tools=["calculator"])
         assert done.returncode == 0, done.stdout + done.stderr
+        assert server.bodies[-1]["messages"][1]["reasoning"] == "I need it."  # back under the name by which it came
         assert server.bodies[0]["tools"][0]["function"]["name"] == "calculator"
     for row in read(tmp_path / "made.jsonl"):
         assert json.loads(row["tools"])[0]["function"]["name"] == "calculator"
@@ -380,9 +489,29 @@ def test_responses_that_are_all_alike_are_said(tmp_path):
 def test_results_go_back_by_their_calls():
     calls = [{"id": name, "type": "function", "function": {"name": "f", "arguments": {"x": name}}} for name in "ab"]
     results = [{"role": "tool", "name": "f", "content": "1"}, {"role": "tool", "name": "f", "content": "2"}]
-    sent = as_sent({"content": "", "tool_calls": calls}, results)
-    assert [message.get("tool_call_id") for message in sent] == [None, "a", "b"]
-    assert sent[0]["tool_calls"][0]["function"]["arguments"] == '{"x": "a"}'
+    first, *told = as_sent([{"role": "assistant", "content": None, "tool_calls": calls}, *results])
+    assert [message["tool_call_id"] for message in told] == ["a", "b"]
+    assert (first["content"], first["tool_calls"][0]["function"]["arguments"]) == ("", '{"x": "a"}')
+
+
+def test_a_whole_tool_dialogue_asks_up_to_its_last_question(tmp_path):
+    """Earlier calls go to the server as its API takes them; the calls after the last question are the model's own."""
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    user, calls = {"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}
+    turns = [user, calls, {"role": "tool", "name": "f", "content": "7"}, {"role": "assistant", "content": "Seven."}]
+    row = {"messages": [*turns, *turns], "id": 1}
+    assert to_prompt_row(row) == {"prompt": [*turns, user], "answer": "Seven.", "id": 1}
+    assert to_prompt_row({"chosen": turns, "rejected": [user, *turns[:3], turns[3] | {"content": "No."}]}) == {
+        "prompt": [user], "answer": "Seven."
+    }  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with Server() as server:
+        done = served(tmp_path, server, dataset_name=str(tmp_path / "rows.jsonl"))
+        assert done.returncode == 0, done.stderr
+        _, sent, told, *_ = server.bodies[0]["messages"]
+    assert sent["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"x": 1}'}
+    assert told["tool_call_id"] == sent["tool_calls"][0]["id"]
+    assert read(tmp_path / "made.jsonl")[0]["prompt"] == [*turns, user]
 
 
 @pytest.mark.parametrize(
@@ -408,7 +537,18 @@ def test_answers_are_read_or_refused():
     assert read_answer(json.dumps(body))["reasoning"] == "why"
     assert read_answer(json.dumps(body))["completion_tokens"] is None
     assert read_answer(json.dumps(completion("")))["content"] == ""  # a model may say nothing
-    for text in ("", "null", "[]", '{"choices": [{}]}', json.dumps(completion(None))):
+    assert read_answer(json.dumps(completion(None, refusal="I will not.")))["content"] == "I will not."
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "4"}]
+    found = read_answer(json.dumps(completion(parts) | {"usage": [1]}))
+    assert (found["content"], found["reasoning"], found["prompt_tokens"]) == ("4", "hm", None)
+    for given, wanted in (("model_length", "length"), ("end_turn", "stop"), (None, "stop"), ("content_filter",) * 2):
+        body = completion("x")
+        body["choices"][0]["finish_reason"] = given
+        assert read_answer(json.dumps(body))["finish_reason"] == wanted
+        body["choices"][0]["message"]["content"] = None
+        if wanted != "stop":  # it said nothing before it was cut off: no garbage, but no whole answer either
+            assert read_answer(json.dumps(body))["content"] == ""
+    for text in ("", "null", "[]", '{"choices": [{}]}', json.dumps(completion(None)), "[" * 100_000):
         with pytest.raises(Unreadable):
             read_answer(text)
 
@@ -436,6 +576,11 @@ def test_rows_of_every_form_become_prompts():
         ({"backend": "vllm"}, "vLLM is not installed"),
         ({"tools": ["nothing"]}, "is not a tool"),
         ({"output_file": None}, "has no value"),
+        ({"output_file": "/dev/null/x.jsonl"}, "cannot be written"),
+        ({"output_file": "made.txt"}, "must end with .jsonl"),
+        ({"output_file": "tiny/data/grpo.jsonl"}, "is what is read too"),
+        ({"base_urls": ["localhost:8000/v1"]}, "is no address. Write it as http://"),
+        ({"base_urls": ["http://[::1/v1"]}, "is no address"),
     ],
 )
 def test_a_users_mistake_is_one_message(tmp_path, settings, said):
@@ -449,7 +594,10 @@ def test_a_users_mistake_is_one_message(tmp_path, settings, said):
     ("row", "said"),
     [
         ('{"prompt": ""}', "does not end with a question"),
-        ('{"text": "no question"}', "to_prompt_row cannot read it"),
+        ('{"text": "no question"}', "row 2: its prompt is None"),
+        ('{"prompt": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}', "a text as content"),
+        ('{"prompt": "x", "tools": "{"}', "row 2: a column cannot be written"),
+        ('{"prompt": "x", "tools": {"a": 1}}', "row 2: its tools are"),
         ("not json", "prompts.jsonl:2: is not JSON"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "row 2: to_prompt_row cannot read it"),
     ],

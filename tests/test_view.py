@@ -121,6 +121,24 @@ def test_what_cannot_be_shown_is_told(tmp_path, rows, said):
     assert said in done.stderr
 
 
+def test_odd_rows_are_shown_as_they_are(tmp_path):
+    """And another program's manifest, a folder that is not there, and half a surrogate are no obstacle."""
+    (tmp_path / "rows.manifest.json").write_text('{"of": "another program"}')
+    odd = [
+        {"prompt": turn("q", "user"), "responses": ["one", "two"]}, {"responses": [5]}, {"responses": 7},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "typed part"}]}]},
+        '{"text": "not a number", "score": NaN}\n', '{"text": "huge", "score": 1' + "0" * 400 + "}\n",
+        {"text": "half \ud800", "\ud800": 1}, {"messages": turn("x", "\ud800") + turn("y")},
+    ]  # fmt: skip
+    done, _ = view(tmp_path, odd, "--tokenizer", "tiny/base", "--output_file", tmp_path / "new" / "page.html")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "new" / "page.html").read_text()
+    for text in ("typed part", "two", "not a number", "half ?"):
+        assert text in page, text
+    done, _ = view(tmp_path, ROWS, "--output_file", tmp_path / "rows.jsonl")
+    assert (done.returncode, "must end with .html" in done.stderr) == (2, True)
+
+
 def test_figures():
     assert quantiles([1, 2, 3, 4, 100]) == ["1", "1", "3", "100", "100", "100"]
     bars = histogram([5.0] * 4)
