@@ -188,29 +188,22 @@ def looked_at_by(workers: int, settings: FilterConfig, chunks: Iterator[list[byt
 
 
 def drop_copies(looked: Looked, settings: FilterConfig) -> None:
-    """Of rows that say the same, or nearly, the best-scored stays; of equals the shorter, then the first. Rows without
-    what is compared are copies of none."""
+    """Of rows that say the same, the best-scored stays, of equals the shorter; of those that say nearly the same, of
+    equals the first. Rows without what is compared are copies of none."""
     if settings.exact_duplicates:
-        order = best_first(looked, looked.exact != 0)
-        order = order[np.argsort(looked.exact[order], kind="stable")]
+        left = np.flatnonzero((looked.rule < 0) & (looked.exact != 0))
+        order = left[np.lexsort((left, looked.length[left], -looked.score[left], looked.exact[left]))]
         first = np.concatenate([[True], np.diff(looked.exact[order]) != 0])[: len(order)]
         kept = order[np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))]
         for row, like in zip(order[~first].tolist(), kept[~first].tolist(), strict=True):
             looked.drop(row, "exact_duplicates", f"like row {looked.line[like]:,}, which is kept")
     if settings.near_duplicates:
-        order = best_first(looked, looked.words > 0)
-        left, ways = np.sort(order), 2 if settings.near_duplicates == "both" else 1
+        left = np.flatnonzero((looked.rule < 0) & (looked.words > 0))
         found = looked.signature if len(left) == len(looked.rule) else looked.signature[left]
         looked.signature = np.zeros((0, 0), np.uint32)  # half a gigabyte for a million rows
-        places = np.searchsorted(left, order)
-        for row, like in near_duplicates.copies(found, settings.near_threshold, ways, places):
+        order, ways = np.lexsort((left, -looked.score[left])), 2 if settings.near_duplicates == "both" else 1
+        for row, like in near_duplicates.copies(found, settings.near_threshold, ways, order):
             looked.drop(left[row], "near_duplicates", f"like row {looked.line[left[like]]:,}, which is kept")
-
-
-def best_first(looked: Looked, compared: np.ndarray) -> np.ndarray:
-    """The rows that are left and can be compared: the best-scored, the shorter, the first, first."""
-    left = np.flatnonzero((looked.rule < 0) & compared)
-    return left[np.lexsort((left, looked.length[left], -looked.score[left]))]
 
 
 def keep_different(looked: Looked, settings: FilterConfig) -> None:
@@ -226,7 +219,7 @@ def keep_different(looked: Looked, settings: FilterConfig) -> None:
             f"diversity: {settings.diversity:,} of {len(left):,} rows would be {len(left) * settings.diversity:,} "
             f"comparisons, and {MOST_COMPARED:,} are a minute. Keep fewer, or filter parts of the file"
         )
-    vectors = looked.vector[left]
+    vectors, looked.vector = looked.vector[left], np.zeros((0, 0), np.float32)
     if not settings.embeddings:
         vectors *= np.log((1 + len(left)) / (1 + (vectors > 0).sum(axis=0)))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9
