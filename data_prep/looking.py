@@ -161,17 +161,15 @@ def said_by(part: Parts | None, which: str) -> str:
 def sign(looked: Looked, parts: list[Parts | None], settings) -> None:
     """Signatures of what is compared nearly. System prompts and what tools said, which rows share, do not count; for
     `both`, half of the signature is that of the response alone, which must be alike too."""
-    asked = [part.prompt_words if part else [] for part in parts]
-    said = [part.response_words + words_of(part.rejected) if part else [] for part in parts]
-    ways = {
-        "prompt": [asked],
-        "response": [said],
-        "both": [[[*a, "", *b] for a, b in zip(asked, said, strict=True)], said],
-    }
-    texts = [Words(way) for way in ways[settings.near_duplicates]]
+    which = settings.near_duplicates
+    asked = Words([part.prompt_words if part and which != "response" else [] for part in parts])
+    said = Words(
+        [part.response_words + words_of(part.rejected) if part and which != "prompt" else [] for part in parts]
+    )
+    texts = {"prompt": [asked], "response": [said], "both": [asked.before(said), said]}[which]
     permutations = settings.near_permutations // len(texts)
     looked.signature = np.hstack([signatures(text, settings.near_ngram, permutations) for text in texts])
-    looked.words = texts[0].sizes().astype(np.int32)
+    looked.words = (asked.sizes() + said.sizes()).astype(np.int32)
 
 
 def refused(number: int, reason: str) -> Looked:

@@ -180,8 +180,11 @@ def repetition(response: str, words: list[str]) -> str | None:
             return f"{repeated} of {len(lines)} lines stood before"
     if len(words) < 50:
         return None
-    # A run that stands t times makes t - 1 repeated ones, and a repeated run of 10 words holds repeated runs of 4.
+    # A run that stands t times makes t - 1 repeated ones, a repeated run of 10 words holds repeated runs of 4, and
+    # these repeated pairs: no text with few of them is counted in full.
     repeated_pairs = len(words) - 1 - len(set(itertools.pairwise(words)))
+    if repeated_pairs < 0.04 * len(words) - 1:
+        return None
     repeated_fours = len(words) - 3 - len(set(zip(words, words[1:], words[2:], words[3:], strict=False)))
     if repeated_pairs < 0.10 * len(words) - 1 and repeated_fours < 0.04 * len(words) - 1:
         return None

@@ -170,8 +170,8 @@ class Servers:
                 return answer
             except openai.APIStatusError as error:
                 reason = f"{error.status_code}: {first_words(error)}"
-                # Once something was answered, these say no to the question (moderation), not to the key or the name.
-                if error.status_code in (401, 403, 404) and not self.answered:
+                # Once something was answered, 403 and 404 say no to the question (moderation), not to key or name.
+                if error.status_code == 401 or (error.status_code in (403, 404) and not self.answered):
                     raise UserError(refusal(replica, self.model, self.config, reason)) from None
                 if error.status_code not in TRIED_AGAIN and error.status_code < 500:
                     raise Refused(reason) from None

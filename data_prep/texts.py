@@ -5,7 +5,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import takewhile
+from itertools import chain, takewhile
 
 import numpy as np
 import xxhash
@@ -16,11 +16,13 @@ ALONE = (
     r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # Thai, Japanese, Chinese: no spaces, so each is a word
 )
 JOINED = r"\u0900-\u0dff"  # Indic vowel signs, which are no letters by themselves
+HAS_OPERATOR = re.compile(r"[-+*/=<>^%&|!](?<=[\s\d()].)[-+*/=<>^%&|!]?(?![^\s\d().-])", re.DOTALL)  # the same, faster
 ASCII_WORDS = re.compile(rf"\w+|{OPERATOR}", re.ASCII)
+BLANKS = {code: " " for code in range(128) if not re.match(r"\w", chr(code))}
 WORDS = re.compile(rf"[{ALONE}]|(?:[^\W{ALONE}]|[{JOINED}])+|{OPERATOR}")
 MOST_WORDS = 20_000  # of one row that are compared; a row of a megabyte must not hold the others up
-HASHES: dict[str, int] = {}  # of words seen, up to MOST_HASHES of them
-MOST_HASHES = 500_000
+MOST_HASHES = 500_000  # of words that are remembered
+MARK = np.uint64(0xD6E8FEB86659FD93)  # stands for no word
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no power of it is 0
 ASKED = ("prompt", "question", "problem", "instruction", "query", "turns", "text", "ctx", "input")  # of benchmarks
 
@@ -148,7 +150,10 @@ def words_of(text: str) -> list[str]:
     """Its words in small letters, spacing and punctuation aside, but for operators: what two copies have in common."""
     text = text[: 20 * MOST_WORDS]
     if text.isascii():
-        return ASCII_WORDS.findall(text.lower())[:MOST_WORDS]
+        text = text.lower()
+        if HAS_OPERATOR.search(f" {text}"):
+            return ASCII_WORDS.findall(text)[:MOST_WORDS]
+        return text.translate(BLANKS).split()[:MOST_WORDS]  # what the pattern finds too, three times as fast
     return WORDS.findall(unicodedata.normalize("NFKC", text).lower())[:MOST_WORDS]
 
 
@@ -158,13 +163,17 @@ def key_of(text: str) -> int:
     return xxhash.xxh3_64_intdigest(plain.encode("utf-8", "surrogatepass")) if plain else 0
 
 
-def hash_of(word: str) -> int:
-    found = HASHES.get(word)
-    if found is None:
-        if len(HASHES) >= MOST_HASHES:
-            HASHES.clear()
-        found = HASHES[word] = xxhash.xxh3_64_intdigest(word.encode("utf-8", "surrogatepass"))
-    return found
+class Hashes(dict):
+    """The hash of a word, once it was asked for; of so many words at most."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= MOST_HASHES:
+            self.clear()
+        found = self[word] = xxhash.xxh3_64_intdigest(word.encode("utf-8", "surrogatepass"))
+        return found
+
+
+HASHES = Hashes()
 
 
 class Words:
@@ -178,9 +187,18 @@ class Words:
     def __init__(self, texts: list[list[str]]):
         lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
-        self.hashes = np.fromiter(
-            (hash_of(word) for words in texts for word in words), dtype=np.uint64, count=int(self.starts[-1])
-        )
+        words = map(HASHES.__getitem__, chain.from_iterable(texts))
+        self.hashes = np.fromiter(words, dtype=np.uint64, count=int(self.starts[-1]))
+
+    def before(self, others: "Words") -> "Words":
+        """Each text, a mark, and the text of the same number of the others."""
+        made, sizes, more = Words([]), self.sizes(), others.sizes()
+        made.starts = np.concatenate([[0], np.cumsum(sizes + 1 + more)])
+        made.hashes = np.full(made.starts[-1], MARK)
+        made.hashes[np.arange(len(self.hashes)) + np.repeat(made.starts[:-1] - self.starts[:-1], sizes)] = self.hashes
+        places = np.repeat(made.starts[:-1] + sizes + 1 - others.starts[:-1], more)
+        made.hashes[np.arange(len(others.hashes)) + places] = others.hashes
+        return made
 
     def grams(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """All runs of n words: (m,) hashes, and (texts + 1,) where each text's begin. A shorter text is one run."""

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from data_prep import filter as filter_py
 from data_prep import rules
 from data_prep.looking import load_identifier
 from data_prep.near_duplicates import clusters, copies, rows_a_band, signatures
-from data_prep.texts import Words, parts_of, words_of
+from data_prep.texts import HASHES, MARK, OPERATOR, Words, parts_of, words_of
 from utils.source import UserError
 
 IDENTIFIER = load_identifier(["en"])
@@ -387,6 +388,21 @@ def test_runs_of_words_are_those_of_plain_python(rows, n):
         for run, number in zip(wanted, found, strict=True):
             assert seen.setdefault(run, number) == number
     assert len(set(seen.values())) == len(seen)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="ab1 9_-+*/=<>!.,()\n'\t", max_size=30))
+def test_words_are_those_of_the_pattern_however_they_are_found(text):
+    assert words_of(text) == re.findall(rf"\w+|{OPERATOR}", text.lower())[:20_000]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*[st.lists(st.sampled_from("abcd"), max_size=5)] * 2), min_size=1, max_size=5))
+def test_texts_one_before_the_other(pairs):
+    whole = Words([a for a, _ in pairs]).before(Words([b for _, b in pairs]))
+    for i, (a, b) in enumerate(pairs):
+        own = whole.hashes[whole.starts[i] : whole.starts[i + 1]].tolist()
+        assert own == [*map(HASHES.__getitem__, a), int(MARK), *map(HASHES.__getitem__, b)]
 
 
 def test_contamination(tmp_path):

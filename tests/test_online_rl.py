@@ -301,7 +301,7 @@ def test_pass_rates_and_their_resume(stage):
     whole, again = stage.folder / "whole.jsonl", stage.folder / "again.jsonl"
     done = pass_rate(stage, "--keep_to", str(whole))
     assert done.returncode == 0, done.stderr
-    counts = json.loads(whole.with_suffix(".manifest.json").read_text())
+    counts = json.loads(whole.with_suffix(".manifest.json").read_text())["counts"]
     kept = [json.loads(line) for line in whole.read_text().splitlines()]
     assert counts["in"] == 40
     assert counts["kept"] == len(kept) > 0
@@ -312,9 +312,13 @@ def test_pass_rates_and_their_resume(stage):
     done = pass_rate(stage, "--keep_to", str(again))
     assert "16 are done already" in done.stdout
     assert again.read_text() == whole.read_text()
+    done = pass_rate(stage, "--keep_to", str(again))
+    assert (done.returncode, "nothing to do" in done.stdout) == (0, True)
     done = pass_rate(stage, "--keep_to", str(again), "--seed", "3")
-    assert done.returncode == 2
-    assert "holds the tries of another config" in done.stderr
+    assert (done.returncode, "was made otherwise" in done.stderr) == (2, True)
+    again.unlink()
+    done = pass_rate(stage, "--keep_to", str(again), "--seed", "3")
+    assert (done.returncode, "holds the tries of another config" in done.stderr) == (2, True)
     assert pass_rate(stage).returncode == 2
 
 
