@@ -89,8 +89,8 @@ def clusters(found: np.ndarray, threshold: float, ways: int = 1) -> np.ndarray:
         pairs = pairs[parent[pairs[:, 0]] != parent[pairs[:, 1]]]
         for a, b in pairs[alike(found, pairs[:, 0], pairs[:, 1], threshold, ways)]:
             unite(parent, int(a), int(b))
-    for i in range(count):
-        parent[i] = root(parent, i)
+    while (parent != parent[parent]).any():
+        parent = parent[parent]
     return parent
 
 
