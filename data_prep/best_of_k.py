@@ -124,7 +124,7 @@ def main() -> None:
     counts |= {name: file.rows for name, file in files.items()} | summary(scored)
     publish(list(files.values()), source, asked, {"counts": counts}, began, ["trl"], unfinished=bool(failed))
     for journal in journals:
-        journal.close(remove=True)
+        journal.unlink(missing_ok=True)
     for name, file in files.items():
         say("done" if file.rows else "WARNING", f"{show(file.path)}: {file.rows:,} rows ({name})")
     say("", ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in counts.items() if name not in files))
@@ -168,8 +168,12 @@ def check_rows(rows: list[dict], settings: BestOfKConfig) -> None:
             raise UserError(f"{name}:{number}: has no prompt and responses. Name a file that generate.py wrote")
         for response in responses:
             completion = response.get("completion") if isinstance(response, dict) else None
-            if not completion or not all(isinstance(m, dict) and "role" in m for m in completion):
+            if not completion or not all(is_message(m) for m in [*completion, *row["prompt"]]):
                 raise UserError(f"{name}:{number}: a response has no completion. Name a file that generate.py wrote")
+
+
+def is_message(part: object) -> bool:
+    return isinstance(part, dict) and "role" in part and isinstance(part.get("content"), (str, type(None)))
 
 
 def chosen(row: dict, responses: list[dict], settings: BestOfKConfig, number: int) -> dict[str, list[dict]]:

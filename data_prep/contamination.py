@@ -9,6 +9,7 @@ from data_prep.jsonl import read_rows
 from data_prep.texts import Parts, Words, questions_of, words_of
 from utils.source import UserError
 
+COMMON = 100  # questions
 SHORTEST = 6  # words from which a question is told from small talk, and is looked for within longer texts
 
 
@@ -23,9 +24,10 @@ class Known:
     def __init__(self, settings):
         """Raises UserError naming the file and row that asks nothing."""
         self.ngram, self.share = settings.contamination_ngram, settings.contamination_share
-        texts = [words for path in settings.contamination for words in asked_in(path)]
-        questions = Words(texts)
-        self.wholes = np.unique(questions.wholes())
+        texts = [
+            list(words) for words in dict.fromkeys(tuple(w) for path in settings.contamination for w in asked_in(path))
+        ]
+        self.wholes = np.unique(Words(texts).wholes())
         self.short = {  # of each length, the questions of so many words
             n: np.unique(Words([words for words in texts if len(words) == n]).grams(n)[0])
             for n in sorted({len(words) for words in texts if SHORTEST <= len(words) < self.ngram})
@@ -33,8 +35,11 @@ class Known:
         long = Words([words for words in texts if len(words) >= self.ngram])
         grams, starts = long.grams(self.ngram)
         owners = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-        self.grams, first = np.unique(grams, return_index=True)
-        self.owners = owners[first]  # a run of several questions counts for the first
+        # Each run with each question that has it, by run; what very many have is a preamble and tells nothing.
+        pairs = np.unique(np.array([grams, owners.astype(np.uint64)]), axis=1)
+        _, times = np.unique(pairs[0], return_counts=True)
+        pairs = pairs[:, np.repeat(times, times) <= COMMON]
+        self.grams, self.owners = pairs[0], pairs[1].astype(np.int64)
         self.runs = np.bincount(self.owners, minlength=len(starts) - 1)
 
     def asked_by(self, parts: list[Parts | None]) -> Iterator[tuple[int, str]]:
@@ -42,7 +47,7 @@ class Known:
         turns = [(i, words) for i, part in enumerate(parts) if part for words in turns_of(part)]
         rows, texts = [i for i, _ in turns], Words([words for _, words in turns])
         same = np.isin(texts.wholes(), self.wholes) & (texts.sizes() > 0)
-        hits, counts, most, owner = self.shared_runs(texts)
+        hits, counts, most = self.shared_runs(texts)
         within = np.zeros(len(turns), bool)
         for n, known in self.short.items():
             grams, starts = texts.grams(n)
@@ -60,26 +65,25 @@ class Known:
             elif hits[k] >= self.share * counts[k]:
                 yield rows[k], f"{hits[k]} of {counts[k]} runs of words are held out"
             else:
-                yield rows[k], f"{most[k]:.0%} of a held-out question's runs of words stand in it ({owner[k] + 1})"
+                yield rows[k], f"{most[k]:.0%} of a held-out question's runs of words stand in it"
 
-    def shared_runs(self, texts: Words) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def shared_runs(self, texts: Words) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each text: how many of its runs are held out, of how many; the greatest share of one question's runs that
-        stands in it, and that question."""
+        stands in it."""
         grams, starts = texts.grams(self.ngram)
         counts, size = np.diff(starts), len(starts) - 1
-        hits, most, owner = np.zeros(size, np.int64), np.zeros(size), np.zeros(size, np.int64)
-        if not len(self.grams) or not len(grams):
-            return hits, counts, most, owner
-        places = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
-        met = np.flatnonzero(self.grams[places] == grams)
+        hits, most = np.zeros(size, np.int64), np.zeros(size)
+        low, high = (np.searchsorted(self.grams, grams, side) for side in ("left", "right"))
+        met = np.flatnonzero(high > low)
         of_text = np.searchsorted(starts, met, side="right") - 1
         np.add.at(hits, of_text, 1)
-        pairs = np.unique(np.stack([of_text, places[met]], axis=1), axis=0)  # a run that stands twice counts once
+        # Each run that is met, with each question that has it; one that stands twice in a text counts once.
+        many = (high - low)[met]
+        places = np.repeat(low[met], many) + np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many)
+        pairs = np.unique(np.stack([np.repeat(of_text, many), places], axis=1), axis=0)
         pairs, times = np.unique(np.stack([pairs[:, 0], self.owners[pairs[:, 1]]], axis=1), axis=0, return_counts=True)
-        for (text, question), count in zip(pairs, times, strict=True):
-            if (share := count / self.runs[question]) > most[text]:
-                most[text], owner[text] = share, question
-        return hits, counts, most, owner
+        np.maximum.at(most, pairs[:, 0], times / self.runs[pairs[:, 1]])
+        return hits, counts, most
 
 
 def turns_of(part: Parts) -> list[list[str]]:

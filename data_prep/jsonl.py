@@ -146,8 +146,8 @@ def as_written(asked: dict) -> dict:
 def drop(outputs: list[str]) -> None:
     """For --start_over, so that nothing older stands in the way of what goes on after a kill."""
     for output in outputs:
+        Path(output).unlink(missing_ok=True)  # first: an output without its manifest would be somebody else's
         manifest_of(output).unlink(missing_ok=True)
-        Path(output).unlink(missing_ok=True)
 
 
 def differences(before: dict, now: dict) -> str:

@@ -80,13 +80,14 @@ def judge_all(
         ticker.tick()
 
     async def run() -> list:
-        missing = np.flatnonzero(~journal.answered).tolist()
         servers = Servers(settings, settings.judge_model, len(questions) - len(missing))
         await servers.warn_of_other_models()
         return await servers.ask_all(missing, answer, keep)
 
-    with Ticker("judge", len(questions), int(journal.answered.sum())) as ticker:
-        failed = asyncio.run(run())
+    missing, failed = np.flatnonzero(~journal.answered).tolist(), []
+    if missing:  # else no server is needed
+        with Ticker("judge", len(questions), len(questions) - len(missing)) as ticker:
+            failed = asyncio.run(run())
     found = [journal.get(number) for number in range(len(questions))]
     scores = tally(questions, [answer["verdict"] if answer else None for answer in found], places, settings.judge_mode)
     return scores, [why for _, why in failed]

@@ -56,17 +56,20 @@ class Looked:
     def joined(cls, parts: list["Looked"]) -> "Looked":
         """All rows; the parts are emptied one after another, so that little is held twice."""
         count = sum(len(part.rule) for part in parts)
-        whole = {
-            name: np.empty((count, *vars(parts[-1])[name].shape[1:]), vars(parts[-1])[name].dtype) for name in COLUMNS
-        }
+        shapes = {name: vars(max(parts, key=lambda p: p.vector.shape[1]))[name] for name in COLUMNS}
+        whole = {name: np.zeros((count, *one.shape[1:]), one.dtype) for name, one in shapes.items()}
+        width = whole["vector"].shape[1]
         why, first, line = {}, 0, 0
         for part in parts:
             rows = slice(first, first + len(part.rule))
             part.line += line
             why |= {first + row: text for row, text in part.why.items()}
             first, line = rows.stop, line + part.lines
+            if part.vector.shape[1] not in (0, width):
+                raise UserError("embeddings: not every row has numbers of one length")
             for name in COLUMNS:
-                whole[name][rows] = vars(part)[name]
+                if vars(part)[name].size:  # of a part whose rows were all dropped, there are no vectors
+                    whole[name][rows] = vars(part)[name]
                 vars(part)[name] = None
         return cls(**whole, why=why)
 
@@ -163,13 +166,18 @@ def sign(looked: Looked, parts: list[Parts | None], settings) -> None:
     `both`, half of the signature is that of the response alone, which must be alike too."""
     which = settings.near_duplicates
     asked = Words([part.prompt_words if part and which != "response" else [] for part in parts])
-    said = Words(
-        [part.response_words + words_of(part.rejected) if part and which != "prompt" else [] for part in parts]
-    )
+    said = Words([learnt_words(part) if part and which != "prompt" else [] for part in parts])
     texts = {"prompt": [asked], "response": [said], "both": [asked.before(said), said]}[which]
     permutations = settings.near_permutations // len(texts)
     looked.signature = np.hstack([signatures(text, settings.near_ngram, permutations) for text in texts])
     looked.words = (asked.sizes() + said.sizes()).astype(np.int32)
+
+
+def learnt_words(part: Parts) -> list[str]:
+    """The words of every answer of a dialogue, and of what is rejected."""
+    earlier = [word for answer in part.answers[:-1] for word in words_of(answer)] if len(part.answers) > 1 else []
+    own = words_of(part.answers[-1]) if earlier else part.response_words
+    return [*earlier, *own, *words_of(part.rejected)]
 
 
 def refused(number: int, reason: str) -> Looked:

@@ -117,10 +117,11 @@ def broken_calls(row: dict) -> str | None:
     if row.get("finish_reason") == "length":
         return "was cut off at its greatest length"
     parts = [row.get(column) for column in ("messages", "completion", "chosen")]
-    for message in (m for part in parts if isinstance(part, list) for m in part if m.get("tool_calls")):
-        if not isinstance(message["tool_calls"], list):
+    for message in (m for part in parts if isinstance(part, list) for m in part if isinstance(m, dict)):
+        calls = message.get("tool_calls") or []
+        if not isinstance(calls, list):
             return "tool_calls is no list"
-        for call in message["tool_calls"]:
+        for call in calls:
             if not is_call(call.get("function", call) if isinstance(call, dict) else {}):
                 return "a tool call has no name, or arguments that are no mapping"
     return None

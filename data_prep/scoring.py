@@ -1,6 +1,7 @@
 """Scores of responses: by functions, by reward models, by a judge. One number each, and whether it is right."""
 
 import hashlib
+import importlib
 import inspect
 import json
 import math
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer
 
 from data_prep.journal import Journal
@@ -28,13 +30,13 @@ Score = Callable[[list[tuple[int, int]]], list[float | None]]  # (row, response)
 OF_TRAINING = ("completion_ids", "max_completion_length", "environments")  # what only a trainer can give
 
 
-def score_all(rows: list[dict], settings) -> tuple[list[list[dict]], list[str], list[Journal]]:
-    """Each row's responses with `score` and `right`; why the judge gave some none; and the journals that are to be
-    removed when the outputs are written.
+def score_all(rows: list[dict], settings) -> tuple[list[list[dict]], list[str], list[Path]]:
+    """Each row's responses with `score` and `right`; why the judge gave some none; and the journals of functions, to
+    be removed when the outputs are written.
 
     Scores are kept beside the data set, by what they hang on: killed and started again, nothing is scored twice, and
-    what a judge or a reward model said serves later choices too. `score` is the weighted sum, None where the judge
-    failed or no function applies; `right` is None where the first does not apply.
+    what a judge or a reward model said serves later choices too. `score` is the weighted sum; it and `right` are None
+    where the judge failed or a function does not apply.
 
     Raises:
         UserError: a function or model that cannot score the responses.
@@ -43,6 +45,9 @@ def score_all(rows: list[dict], settings) -> tuple[list[list[dict]], list[str], 
     places = [(i, k) for i, row in enumerate(rows) for k in range(len(row["responses"]))]
     columns, failed, journals = [], [], []
     for name in settings.score_funcs:
+        if name != "judge" and not is_model(name):
+            find_reward("score_funcs", name)  # told before anything is scored
+    for name in settings.score_funcs:
         questions = make_questions(rows, places, settings.judge_mode) if name == "judge" else places
         journal = open_journal(name, settings, len(questions))
         if name == "judge":
@@ -50,14 +55,14 @@ def score_all(rows: list[dict], settings) -> tuple[list[list[dict]], list[str], 
         else:
             scores = score_lots(name, settings.dtype, rows, places, journal)
         columns.append(scores)
-        journals += [] if name == "judge" or is_model(name) else [journal]
+        journal.close(remove=False)
+        journals += [] if name == "judge" or is_model(name) else [journal.path]
     weights = settings.score_weights or [1.0] * len(columns)
-    judged = settings.score_funcs.index("judge") if "judge" in settings.score_funcs else None
     made: list[list[dict]] = [[] for _ in rows]
     for (i, k), *parts in zip(places, *columns, strict=True):
-        known = [w * part for w, part in zip(weights, parts, strict=True) if part is not None]
-        score = round(sum(known), 6) if known and (judged is None or parts[judged] is not None) else None
-        right = None if score is None or parts[0] is None else parts[0] >= settings.passes_at
+        known = None not in parts
+        score = round(sum(w * part for w, part in zip(weights, parts, strict=True)), 6) if known else None
+        right = parts[0] >= settings.passes_at if known else None
         made[i].append(rows[i]["responses"][k] | {"score": score, "right": right})
     return made, failed, journals
 
@@ -70,12 +75,24 @@ def open_journal(name: str, settings, requests: int) -> Journal:
         asked |= {key: config[key] for key in ("judge_model", "judge_mode", "judge_rubric", "judge_max_tokens")}
         asked |= {"extra_body": config["extra_body"]}
     elif is_model(name):
-        asked |= {"weights": weights_digest(find_folder(name)), "dtype": settings.dtype}
+        asked |= {"model": model_digest(name), "dtype": settings.dtype}
     else:
-        asked |= {"code": digest_of(inspect.getfile(find_reward("score_funcs", name)))}
+        module = importlib.import_module(name.rpartition(".")[0] if "." in name else "utils.rewards")
+        asked |= {"code": digest_of(module.__file__)}
     mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-    dataset = Path(settings.dataset_name)
-    return Journal(dataset.with_name(f"{dataset.stem}.scores_{mark}.jsonl"), asked, requests, start_over=False)
+    dataset, kept = Path(settings.dataset_name), name == "judge" or is_model(name)
+    path = dataset.with_name(f"{dataset.stem}.scores_{mark}.jsonl")
+    return Journal(path, asked, requests, start_over=settings.start_over and not kept)
+
+
+def model_digest(name: str) -> list[str | None]:
+    """What tells one reward model from another: weights, config, tokenizer and template, or the hub's commit."""
+    folder = Path(find_folder(name))
+    if not folder.is_dir():
+        cached = try_to_load_from_cache(name, "config.json")
+        return [Path(cached).parent.name if isinstance(cached, str) else None]
+    texts = sorted([*folder.glob("*.json"), *folder.glob("*.jinja")])
+    return [weights_digest(str(folder)), *(digest_of(path) for path in texts)]
 
 
 def is_model(name: str) -> bool:

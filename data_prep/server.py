@@ -24,6 +24,7 @@ from utils.terminal import say
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds; doubled from one try to the next
 LONGEST_WAIT = 600.0  # of what a server asks for
 TRIED_AGAIN = (408, 409, 425, 429)  # and all from 500 on
+DEAD = 6  # times as many failures without a word as one question is tried
 OVERLOADED = (429, 502, 503, 529)  # the server's fault; of other failures the question may be the cause
 
 
@@ -93,13 +94,16 @@ class Replica:
     def answered(self, concurrency: int) -> None:
         self.failures, self.room = 0, min(concurrency, self.room + 1 / self.room)
 
-    def failed(self, asked_to_wait: float | None) -> None:
-        """It is overloaded, silent or away: half the room, and a pause that doubles from one failure to the next."""
+    def failed(self, asked_to_wait: float | None) -> bool:
+        """It is overloaded, silent or away: half the room, and a pause that doubles from one failure to the next.
+        Returns whether this is a failure of its own, and not of what was under way when it began."""
         now = time.monotonic()
-        if self.free_at <= now:  # else what was under way fails with it
+        anew = self.free_at <= now
+        if anew:
             self.room, self.failures = max(1.0, self.room / 2), self.failures + 1
         pause = asked_to_wait or min(PAUSE * 2 ** (self.failures - 1), LONGEST_PAUSE)
         self.free_at = max(self.free_at, now + pause * random.uniform(1.0, 1.1))
+        return anew
 
 
 class Servers:
@@ -125,13 +129,19 @@ class Servers:
             for url in config.base_urls
         ]  # fmt: skip
         self.given_back = asyncio.Condition()
+        self.failures, self.reason = 0, ""  # of all replicas, and why the last
+        self.alive_at = 0  # how many there were when one last said anything
 
     async def take(self, turn: int) -> Replica:
         """The replica whose turn it is (all samples of a prompt at one, whose prefix cache then serves them), or
-        another that has room, as soon as one has."""
+        another that has room, as soon as one has. Raises NoAnswer if all have been dead for long: those who wait need
+        not find out each in their turn."""
+        most = DEAD * (self.config.max_retries + 1) * len(self.replicas)
         order = [self.replicas[(turn + i) % len(self.replicas)] for i in range(len(self.replicas))]
         async with self.given_back:
             while True:
+                if self.failures - self.alive_at >= most:
+                    raise NoAnswer(f"{self.reason} (no server answers)")
                 now = time.monotonic()
                 for replica in order:
                     if replica.free_at <= now and replica.busy < int(replica.room):
@@ -184,7 +194,9 @@ class Servers:
                 replica_failed = isinstance(error, openai.APIConnectionError)
             finally:
                 if replica_failed:
-                    replica.failed(asked_to_wait)
+                    self.failures, self.reason = self.failures + replica.failed(asked_to_wait), reason
+                else:  # an answer, or at least a word
+                    self.alive_at = self.failures
                 await self.give_back(replica)
         raise NoAnswer(f"{reason} ({self.config.max_retries + 1} tries)")
 

@@ -261,6 +261,20 @@ def test_a_margin_is_met_exactly():
     assert choose([scored("a", 0.7), scored("b", 0.2)], least_margin=0.5)["pairs_to"]
 
 
+def test_a_response_that_one_function_cannot_score_is_not_chosen(tmp_path, monkeypatch):
+    """A dotted path may name any callable."""
+    (tmp_path / "mine.py").write_text(
+        "import functools\n"
+        "def model(completions, sign=1, **_):\n"
+        "    return [None if 'so so' in c[-1]['content'] else -3.0 * sign for c in completions]\n"
+        "judge = functools.partial(model, sign=2)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    done = run(tmp_path, sums(4, right=3), score_funcs=["mine.judge", "exact_match"], best_to="out.jsonl")
+    assert (done.returncode, "4 responses have no score" in done.stdout) == (0, True), done.stdout + done.stderr
+    assert {r["score"] for r in read(tmp_path / "out.jsonl")} == {-5.0}
+
+
 @pytest.mark.parametrize(
     ("given", "code", "text"),
     [
@@ -318,6 +332,9 @@ def test_a_judge_scores_by_a_rubric(tmp_path):
         # What was judged once serves other choices too, and another rubric does not take it.
         done = run(tmp_path, sums(5), pairs_to="pairs.jsonl", score_funcs=["judge"], **settings)
         assert (done.returncode, len(server.asked), len(read(tmp_path / "pairs.jsonl"))) == (0, 20, 5), done.stderr
+        nowhere = settings | {"base_urls": ["http://127.0.0.1:9/v1"]}  # and no server is needed
+        done = run(tmp_path, sums(5), prompts_to="prompts.jsonl", score_funcs=["judge"], pass_rate=[0, 1], **nowhere)
+        assert done.returncode == 0, done.stderr
         settings["judge_rubric"] = "Is it long?"
         assert run(tmp_path, sums(5), correct_to="right.jsonl", score_funcs=["judge"], **settings).returncode == 0
         assert len(server.asked) == 40

@@ -80,6 +80,7 @@ def test_rows_of_every_form_are_kept_as_they_are(tmp_path):
     [
         {"foo": 1}, {"messages": []}, {"messages": [{"role": "user", "content": "x"}]}, row("q", ""), row("q", "  "),
         {"prompt": "x", "completion": ""}, {"messages": "text"}, {"messages": [1, 2]}, {"text": ""}, {"text": None},
+        {"prompt": "x", "completion": []},
         {"messages": [{"content": "x"}]}, {"prompt": {"a": 1}, "completion": "x"}, {"prompt": "x", "completion": 3},
     ],
 )  # fmt: skip
@@ -305,6 +306,11 @@ def dialogue(system, question, answer, **more):
             for n in range(9)
         ],
         [{"prompt": "Which?", "chosen": "This one it is.", "rejected": f"that{n}"} for n in range(9)],
+        [
+            {"messages": [*row("Write a poem, please", f"Here is poem{n} of mine{n}")["messages"],
+                          *row("Thanks a lot to you", "You are welcome, have a nice day")["messages"]]}
+            for n in range(4)
+        ],
         [row("Is -5 bigger than 5?", "No."), row("Is 5 bigger than -5?", "Yes.")],
         [row("Sum it in code", "return a + b"), row("Sum it in code", "return a - b")],
     ],
@@ -467,6 +473,22 @@ def test_short_questions_are_found_within_others(tmp_path):
     assert kept == fine
 
 
+def test_held_out_questions_that_share_runs_of_words(tmp_path):
+    """The verdict hangs neither on their order nor on what another question has too."""
+    words = [f"w{n}" for n in range(300)]
+    long, within, more = words[:100], words[40:60], [*words[:60], "more"]
+    asks = row(" ".join([*words[100:250], *within, *words[250:300]]), "a")
+    tail = row(" ".join([*words[100:300], *more[-13:]]), "a")
+    for held, dropped in (((long, within), 1), ((within, long), 1), ((words[:60], more), 0)):
+        rows = [{"question": " ".join(text)} for text in held]
+        (tmp_path / "held.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        kept, _ = filtered(
+            tmp_path, [*good(1), asks if dropped else tail], "--start_over",
+            contamination=[str(tmp_path / "held.jsonl")]
+        )  # fmt: skip
+        assert len(kept) == 2 - dropped
+
+
 def test_a_held_out_file_that_asks_nothing_is_named(tmp_path):
     """In a process of its own too, where a mistake must not hang."""
     pad = [row("pad", "long " * 900)] * 900
@@ -522,6 +544,9 @@ def test_odd_scores_columns_and_vectors(tmp_path):
     assert filtered(tmp_path, half, "--start_over", tokenizer="tiny/base", min_tokens=1)[1]["counts"]["out"] == 2
     points = [row(f"q{n}", "a", e=[1e6 * n, 1.0]) for n in range(9)] + [{"no": "row"}]
     kept, _ = filtered(tmp_path, points, "--start_over", diversity=5, embeddings="e")
+    assert len(kept) == 5
+    many = [row(f"q{n}", f"a{n}", e=[float(n), 1.0]) for n in range(2000)] + [row("q", "")]
+    kept, _ = filtered(tmp_path, many, "--start_over", diversity=5, embeddings="e")  # the last chunk has no vectors
     assert len(kept) == 5
     for odd in ([1.0], 3.0, [1.0, float("inf")]):
         done = run(tmp_path, [*points, row("q", "a", e=odd)], "--start_over", diversity=5, embeddings="e")
@@ -655,6 +680,12 @@ def test_a_users_mistake_is_one_message(tmp_path, rules, said):
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert said in done.stderr
     assert not (tmp_path / "clean.jsonl").exists()
+
+
+def test_marks_upon_marks_take_bounded_time():
+    began = time.monotonic()
+    words_of("a" + "\u0315\u0300" * 200_000)
+    assert time.monotonic() - began < 5
 
 
 def test_hostile_rows_take_bounded_time(tmp_path):

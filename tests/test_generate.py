@@ -1,5 +1,6 @@
 """generate.py by its real command line: local and served, killed, refused, answered with garbage."""
 
+import asyncio
 import fcntl
 import json
 import os
@@ -19,11 +20,12 @@ from conftest import ROOT, digest
 from servers import Server, completion, plain
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data_prep import server as server_py
 from data_prep.asking import as_sent, seed_of
 from data_prep.generate import to_prompt_row
 from data_prep.local import transformers_engine
 from data_prep.replies import Unreadable, message_of, read_answer
-from data_prep.server import seconds_asked_for
+from data_prep.server import ServerConfig, Servers, seconds_asked_for
 from utils.model import read_template
 
 LOCAL = {
@@ -322,6 +324,7 @@ def test_a_killed_run_that_starts_over_goes_on(tmp_path):
         done = served(tmp_path, server, count=6, max_retries=0, start_over=True)
         assert done.returncode == 3
     (tmp_path / "made.jsonl").unlink()  # as if killed while outputs are put in their places
+    assert (tmp_path / "made.manifest.json").exists()
     with Server() as server:
         done = served(tmp_path, server, count=6)
         assert (done.returncode, len(server.asked)) == (0, 3), done.stderr
@@ -401,6 +404,25 @@ def test_a_dead_server_is_given_up(tmp_path):
     assert time.monotonic() - began < 60
     reasons = [reason for row in read(tmp_path / "made.failed.jsonl") for reason in row["reasons"]]
     assert len([reason for reason in reasons if reason.startswith("not asked")]) > 380
+
+
+def test_a_server_that_died_is_given_up_by_all_who_wait():
+    """Not each in its turn: a question waits for as many failures as it would itself be tried."""
+
+    async def asked():
+        config = ServerConfig(base_urls=["http://127.0.0.1:9/v1"], max_retries=3, give_up_after=40, concurrency=16)
+        return await Servers(config, "m").ask_all(
+            range(200), lambda servers, n: servers.ask(n, {"messages": []}), print
+        )
+
+    began = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server_py, "PAUSE", 0.01)
+        patch.setattr(server_py, "LONGEST_PAUSE", 0.1)
+        failed = asyncio.run(asked())
+    assert len(failed) == 200
+    assert sum("not asked" in why for _, why in failed) >= 120
+    assert time.monotonic() - began < 15
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
