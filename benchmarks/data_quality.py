@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from scipy.stats import ttest_rel
 
-from utils.intervals import paired_normal
+from utils.evaluation.statistics import paired_normal
 
 SEEDS = (42, 7, 1)
 CLEAN = (100, 300, 600)  # N; each against 10 N

@@ -23,9 +23,10 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data_prep import looking, near_duplicates
 from data_prep.filter import FilterConfig
-from data_prep.texts import Words, words_of
+from data_prep.filters import near_duplicates
+from data_prep.filters import scan as looking
+from data_prep.filters.texts import Words, words_of
 
 WORDS, VOCABULARY, THRESHOLD = 150, 20_000, 0.7
 SINGLE = {

@@ -17,14 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
-from data_prep.jsonl import Output, check_files, drop, publish, read_rows, stop_if_done, what_is_asked
-from data_prep.judging import JudgeConfig
-from data_prep.replies import WHOLE
-from data_prep.server import FREE
-from utils.files import show
-from utils.source import Source, UserError, read_config, run_main
-from utils.strict import parse_fields
-from utils.terminal import say
+from data_prep.files.jsonl import Output, check_files, drop, publish, read_rows, stop_if_done, what_is_asked
+from data_prep.sampling.replies import WHOLE
+from data_prep.sampling.server import FREE
+from data_prep.scoring.judge import JudgeConfig
+from utils.config import Source, UserError, parse_fields, read_config, run_main
+from utils.files import say, show
 
 INCOMPLETE = 3  # the exit code when a judge left some responses without a score
 NOT_SCORED = "{:,} responses have no score, and were not chosen from"
@@ -100,8 +98,8 @@ def main() -> None:
     if settings.start_over:
         drop(outputs)
 
-    from data_prep.scoring import score_all
-    from utils.rows import is_held_out, prompt_key
+    from data_prep.scoring.scoring import score_all
+    from utils.data import is_held_out, prompt_key
 
     scored, failed, journals = score_all(rows, settings)
     counts = {"prompts": len(rows), "responses": sum(map(len, scored))}

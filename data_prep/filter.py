@@ -22,14 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wh
 
 import numpy as np
 
-from data_prep import near_duplicates, rules
-from data_prep.jsonl import Output, check_files, open_input, publish, stop_if_done, what_is_asked
-from data_prep.looking import RULES, Looked, begin_work, chunks_of, look, tokenizer_file
-from data_prep.progress import Ticker
-from utils.files import show
-from utils.source import Source, UserError, read_config, run_main
-from utils.strict import parse_fields
-from utils.terminal import say
+from data_prep.files.jsonl import Output, check_files, open_input, publish, stop_if_done, what_is_asked
+from data_prep.filters import near_duplicates
+from data_prep.filters import single_row as rules
+from data_prep.filters.scan import RULES, Looked, begin_work, chunks_of, look, tokenizer_file
+from utils.config import Source, UserError, parse_fields, read_config, run_main
+from utils.files import Ticker, say, show
 
 ON = ["prompt", "response", "both"]
 NOT_SHOWN = "(not shown: personal data)"

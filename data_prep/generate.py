@@ -16,18 +16,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
-from data_prep.asking import ask_local_model, ask_servers, load_tools
-from data_prep.journal import Journal
-from data_prep.jsonl import Output, check_files, drop, publish, stop_if_done, what_is_asked
-from data_prep.progress import Ticker
-from data_prep.prompts import fingerprint, read_prompts
-from data_prep.replies import WHOLE
-from data_prep.server import FREE, ServerConfig
-from data_prep.texts import split_pair
-from utils.files import show
-from utils.source import Source, UserError, find_path, missing_model, read_config, run_main
-from utils.strict import parse_fields
-from utils.terminal import say
+from data_prep.files.journal import Journal
+from data_prep.files.jsonl import Output, check_files, drop, publish, stop_if_done, what_is_asked
+from data_prep.filters.texts import split_pair
+from data_prep.sampling.prompts import fingerprint, read_prompts
+from data_prep.sampling.replies import WHOLE
+from data_prep.sampling.requests import ask_local_model, ask_servers, load_tools
+from data_prep.sampling.server import FREE, ServerConfig
+from utils.config import Source, UserError, local_path, missing_model, parse_fields, read_config, run_main
+from utils.files import Ticker, say, show
 
 INCOMPLETE = 3  # the exit code when some prompts have no answer
 
@@ -125,7 +122,7 @@ def main() -> None:
     asked |= {"prompts": fingerprint(rows)}
     asked["config"]["model_name_or_path"] = source.values["model_name_or_path"]  # as written, wherever it lies
     if not settings.base_urls:  # a server does not say
-        from data_prep.local import weights_digest
+        from data_prep.sampling.local import weights_digest
 
         asked["weights"] = weights_digest(settings.model_name_or_path)
     output = Path(settings.output_file)
@@ -157,9 +154,9 @@ def check_together(source: Source, settings: GenerateConfig) -> None:
         raise UserError(f"{source.path.name}: {missing[0]}: is missing")
     if not settings.base_urls and (said := missing_model(source, settings.model_name_or_path)):
         raise UserError(f"{source.where['model_name_or_path']}: model_name_or_path: {said}")
-    if not settings.base_urls and (folder := find_path(source, "model_name_or_path", settings.model_name_or_path)):
+    if not settings.base_urls and (folder := local_path(source, "model_name_or_path", settings.model_name_or_path)):
         settings.model_name_or_path = str(folder)
-    path = find_path(source, "dataset_name", settings.dataset_name)
+    path = local_path(source, "dataset_name", settings.dataset_name)
     check_files([str(path)] if path else [], {"output_file": settings.output_file})
     if settings.tools and settings.chat_template_kwargs.get("tools"):
         raise UserError("chat_template_kwargs: tools have a key of their own. Write tools: [...]")

@@ -19,13 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wh
 import jinja2
 import numpy as np
 
-from data_prep.jsonl import digest_of, read_manifest, read_rows
-from data_prep.looking import MOST_SCORED, load_tokenizer
-from data_prep.replies import split_thinking
-from data_prep.texts import parts_of, text_of, words_of
-from utils.files import show, write_atomically
-from utils.source import ROOT, UserError, run_main
-from utils.terminal import say
+from data_prep.files.jsonl import digest_of, read_manifest, read_rows
+from data_prep.filters.scan import MOST_SCORED, load_tokenizer
+from data_prep.filters.texts import parts_of, text_of, words_of
+from data_prep.sampling.replies import split_thinking
+from utils.config import ROOT, UserError, run_main
+from utils.files import say, show, write_atomically
 
 MOST_OPENINGS = 200_000  # that are counted at a time; rarer ones are then forgotten
 SHOWN = 12  # openings

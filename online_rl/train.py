@@ -11,7 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
-from utils.source import read_config, refusals_told, run_main
+from utils.config import as_user_error, read_config, run_main
+
+FORMATS = [("prompt",)]  # the columns that a row needs
 
 
 def to_training_row(row: dict) -> dict:
@@ -28,33 +30,35 @@ def to_training_row(row: dict) -> dict:
 
 
 def main() -> None:
-    source = read_config(__doc__)  # before the slow imports: a mistake in the YAML is told at once
+    source = read_config(__doc__)  # before the slow imports: a mistake in the YAML is reported at once
 
     from trl import GRPOConfig, GRPOTrainer
 
-    from utils.backends import check_backend
+    from online_rl.checks import preflight
+    from online_rl.config import OnlineRLRecipe, between_generations
+    from online_rl.prompts import drop_long_prompts, with_system_prompt
+    from online_rl.rollouts import watch_rollouts
+    from online_rl.vllm_backend import check_backend
     from utils.config import parse_config
     from utils.data import load_splits
     from utils.evaluation import evaluate
-    from utils.fields import OnlineRLConfig
-    from utils.generation import drop_long_prompts
+    from utils.generation import load_toolbox
     from utils.model import load_adapter, load_model, load_tokenizer, save_model
-    from utils.named import load_metrics, load_rewards, load_toolbox
-    from utils.preflight import preflight
     from utils.report import report_if_stopped, write_report
-    from utils.rollouts import watch_rollouts
-    from utils.run import begin, open_run
+    from utils.rewards import load_metrics, load_rewards
+    from utils.run import open_run
 
-    config = parse_config(source, GRPOConfig, OnlineRLConfig)
+    config = parse_config(source, GRPOConfig, OnlineRLRecipe)
     run = open_run(config)  # begins, goes on from the newest whole checkpoint, or says that the run is finished
     tokenizer = load_tokenizer(config)
-    train, heldout = load_splits(config, to_training_row, has_template=bool(tokenizer.chat_template))
-    metrics = load_metrics(config, heldout)
-    rewards, toolbox = load_rewards(config), load_toolbox(config)
+    row_function = with_system_prompt(to_training_row, config.recipe.system_prompt)
+    train, heldout = load_splits(config, row_function, FORMATS, has_template=bool(tokenizer.chat_template))
+    metrics, toolbox = load_metrics(config, heldout), load_toolbox(config)
+    rewards = load_rewards(config)
     check_backend(config)  # is vLLM there, if it is asked for?
     model, adapter = load_model(config), load_adapter(config)
-    train = drop_long_prompts(train, model, tokenizer, config)
-    with refusals_told("GRPOTrainer"):
+    train = drop_long_prompts(train, model, tokenizer, toolbox, config)
+    with as_user_error("GRPOTrainer"):
         trainer = GRPOTrainer(
             model=model,
             reward_funcs=rewards,
@@ -66,18 +70,18 @@ def main() -> None:
             tools=toolbox.tools,
             environment_factory=toolbox.environment_factory,
         )
-    run.follow(trainer)
-    checked = preflight(trainer, config, train, heldout, metrics)  # looks at the very tensors that will be trained on
+    run.attach(trainer, may_stop=between_generations)
+    checked = preflight(trainer, config, train, heldout, metrics, toolbox)  # the very tensors
     if config.recipe.check:
         return
-    begin(run, config, train, heldout)
-    before = evaluate(trainer, heldout, metrics, config, run)
-    watch_rollouts(trainer, heldout, metrics, config, before)  # the true score stands beside the reward
-    if not run.load_trained(trainer):  # killed after its last step: nothing is left to train
+    run.begin(config, train, heldout)
+    before = evaluate(trainer, heldout, metrics, toolbox, config, run.folder)
+    watch_rollouts(trainer, heldout, metrics, toolbox, config, before)  # the true score stands beside the reward
+    if not run.restore(trainer):  # killed after its last step: nothing is left to train
         with report_if_stopped(run, config, trainer, checked, before):
             trainer.train(resume_from_checkpoint=run.checkpoint)
     save_model(trainer, config)
-    after = evaluate(trainer, heldout, metrics, config, run, before)
+    after = evaluate(trainer, heldout, metrics, toolbox, config, run.folder, before)
     write_report(run, config, trainer, checked, before, after)
 
 

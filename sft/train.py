@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
-from utils.source import read_config, refusals_told, run_main
+from utils.config import as_user_error, read_config, run_main
 
-FORMS = [("messages",), ("prompt", "completion"), ("text",)]
+FORMATS = [("messages",), ("prompt", "completion"), ("text",)]  # the columns of which a row needs one set
 
 
 def to_training_row(row: dict) -> dict:
@@ -24,32 +24,34 @@ def to_training_row(row: dict) -> dict:
     if "question" in row and "answer" in row:  # openai/gsm8k and its like
         ask, reply = {"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}
         return {"prompt": [ask], "completion": [reply]}
-    form = next((form for form in FORMS if set(form) <= row.keys()), tuple(row))  # other columns stay to be named
-    return {name: row[name] for name in (*form, "tools", "chat_template_kwargs", "metric") if name in row}
+    columns = next((columns for columns in FORMATS if set(columns) <= row.keys()), tuple(row))  # or they are named
+    return {name: row[name] for name in (*columns, "tools", "chat_template_kwargs", "metric") if name in row}
 
 
 def main() -> None:
-    source = read_config(__doc__)  # before the slow imports: a mistake in the YAML is told at once
+    source = read_config(__doc__)  # before the slow imports: a mistake in the YAML is reported at once
 
     from trl import SFTConfig, SFTTrainer
 
+    from sft.checks import preflight
+    from sft.config import SFTRecipe
     from utils.config import parse_config
     from utils.data import load_splits
     from utils.evaluation import evaluate
+    from utils.generation import load_toolbox
     from utils.model import load_adapter, load_model, load_tokenizer, save_model
-    from utils.named import load_metrics
-    from utils.preflight import preflight
     from utils.report import report_if_stopped, write_report
-    from utils.run import begin, open_run
+    from utils.rewards import load_metrics
+    from utils.run import open_run
 
-    config = parse_config(source, SFTConfig)
+    config = parse_config(source, SFTConfig, SFTRecipe)
     config.training.eval_packing = False  # held-out rows are measured one by one
     run = open_run(config)  # begins, goes on from the newest whole checkpoint, or says that the run is finished
     tokenizer = load_tokenizer(config)
-    train, heldout = load_splits(config, to_training_row, has_template=bool(tokenizer.chat_template))
-    metrics = load_metrics(config, heldout)
+    train, heldout = load_splits(config, to_training_row, FORMATS, has_template=bool(tokenizer.chat_template))
+    metrics, toolbox = load_metrics(config, heldout), load_toolbox(config)
     model, adapter = load_model(config), load_adapter(config)
-    with refusals_told("SFTTrainer"):
+    with as_user_error("SFTTrainer"):
         trainer = SFTTrainer(
             model=model,
             args=config.training,
@@ -58,17 +60,17 @@ def main() -> None:
             processing_class=tokenizer,
             peft_config=adapter,
         )
-    run.follow(trainer)
-    checked = preflight(trainer, config, train, heldout, metrics)  # looks at the very tensors that will be trained on
+    run.attach(trainer)
+    checked = preflight(trainer, config, train, heldout, metrics, toolbox)  # the very tensors
     if config.recipe.check:
         return
-    begin(run, config, train, heldout)
-    before = evaluate(trainer, heldout, metrics, config, run)
-    if not run.load_trained(trainer):  # killed after its last step: nothing is left to train
+    run.begin(config, train, heldout)
+    before = evaluate(trainer, heldout, metrics, toolbox, config, run.folder)
+    if not run.restore(trainer):  # killed after its last step: nothing is left to train
         with report_if_stopped(run, config, trainer, checked, before):
             trainer.train(resume_from_checkpoint=run.checkpoint)
     save_model(trainer, config)
-    after = evaluate(trainer, heldout, metrics, config, run, before)
+    after = evaluate(trainer, heldout, metrics, toolbox, config, run.folder, before)
     write_report(run, config, trainer, checked, before, after)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from conftest import ROOT
 
-from utils.source import run_main
+from utils.config import run_main
 
 SCRIPTS = {"sft": "sft/train.py", "dpo": "dpo/train.py", "grpo": "online_rl/train.py"}
 BASE = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.alarms import find_alarms, score_fell
+from utils.run import find_alarms, score_fell
 
 
 def logs(**columns):

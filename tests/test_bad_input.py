@@ -16,14 +16,15 @@ from ruamel.yaml import YAML
 from stage import assistant, sums
 from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
 
-import utils.preflight
-from utils.config import METHODS, parse_config
-from utils.fields import CHOICES, OnlineRLConfig, RecipeConfig
-from utils.moved import CONVERTED, MIXTURES, REASONS, RENAMED, VALUES, what_to_write
-from utils.source import UserError, read_config
+import utils.preflight.preflight
+from online_rl.config import OnlineRLRecipe
+from utils.config import RecipeConfig, UserError, parse_config, read_config
+from utils.config.fields import CHOICES
+from utils.config.legacy_keys import CONVERTED, MIXTURES, REASONS, RENAMED, VALUES, what_to_write
+from utils.config.parse import METHODS
 
-RECIPES = {SFTConfig: RecipeConfig, DPOConfig: RecipeConfig, GRPOConfig: OnlineRLConfig}
-KEYS = sorted({f.name for cls in (*RECIPES, ModelConfig, OnlineRLConfig) for f in dataclasses.fields(cls)} - {"check"})
+RECIPES = {SFTConfig: RecipeConfig, DPOConfig: RecipeConfig, GRPOConfig: OnlineRLRecipe}
+KEYS = sorted({f.name for cls in (*RECIPES, ModelConfig, OnlineRLRecipe) for f in dataclasses.fields(cls)} - {"check"})
 OLD = sorted({*RENAMED, *CONVERTED, *MIXTURES, *REASONS})
 SLOW = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 QUICK = settings(SLOW, max_examples=250)
@@ -191,7 +192,7 @@ def test_old_configs_are_translated_whole(name, cls):
 
 
 def test_the_table_of_old_keys_is_of_today():
-    fields = {f.name for c in (*RECIPES, ModelConfig, OnlineRLConfig) for f in dataclasses.fields(c)}
+    fields = {f.name for c in (*RECIPES, ModelConfig, OnlineRLRecipe) for f in dataclasses.fields(c)}
     assert set(RENAMED.values()) <= fields
     of_online_rl = "system_prompt max_prompt_length"  # moved for the other methods alone
     refused = "do_train do_eval do_predict resume_from_checkpoint hub_token chat_template_path pad_token local_rank"

@@ -12,9 +12,9 @@ from servers import Server, completion
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from data_prep.best_of_k import BestOfKConfig, chosen, distinct, length
-from data_prep.judging import FORMS, tally
+from data_prep.scoring.judge import FORMS, tally
+from utils.data import is_held_out, prompt_key
 from utils.model import read_template
-from utils.rows import is_held_out, prompt_key
 
 BASE = {"score_funcs": ["exact_match"]}
 

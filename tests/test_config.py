@@ -10,11 +10,9 @@ from trl import DPOConfig, GRPOConfig, SFTConfig
 from data_prep.best_of_k import BestOfKConfig
 from data_prep.filter import FilterConfig
 from data_prep.generate import GenerateConfig
-from utils import source as source_module
-from utils.config import parse_config
-from utils.fields import OnlineRLConfig
-from utils.source import UserError, read_config
-from utils.strict import parse_fields
+from online_rl.config import OnlineRLRecipe
+from utils.config import UserError, parse_config, parse_fields, read_config
+from utils.config import source as source_module
 
 BASE = "model_name_or_path: tiny/base\ndataset_name: tiny/data/sft_messages.jsonl\n"
 
@@ -198,7 +196,7 @@ def test_every_shipped_config_is_valid(path, monkeypatch):
         parse_fields(read_config("", ["--config", str(path)], prepares), prepares)
         return
     folder, *classes = {
-        "sft": ("sft", SFTConfig), "dpo": ("dpo", DPOConfig), "grpo": ("online_rl", GRPOConfig, OnlineRLConfig)
+        "sft": ("sft", SFTConfig), "dpo": ("dpo", DPOConfig), "grpo": ("online_rl", GRPOConfig, OnlineRLRecipe)
     }[method]  # fmt: skip
     # Another run's output may not be there yet.
     start = (

@@ -7,9 +7,10 @@ from conftest import recipe
 from datasets import Dataset
 
 from sft.train import to_training_row
-from utils.data import check_lines, fingerprint, mix
-from utils.rows import fault_of, is_held_out, prompt_key, split_prompt
-from utils.source import UserError
+from utils.config import UserError
+from utils.data import fingerprint, is_held_out, prompt_key, split_prompt
+from utils.data.rows import fault_of
+from utils.data.splits import check_lines, mix
 
 USER, ASSISTANT = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}
 

@@ -8,9 +8,8 @@ from conftest import ROOT
 from stage import assistant, pairs, user
 from trl import DPOConfig
 
-from utils import drift
-from utils.config import parse_config
-from utils.source import read_config
+from utils.config import parse_config, read_config
+from utils.evaluation import kl as drift
 
 TRAIN = ()
 QUICK = "loss_type: [sigmoid, sft]\nloss_weights: [1.0, 0.5]\nlearning_rate: 1e-3"

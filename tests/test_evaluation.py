@@ -7,7 +7,7 @@ import pytest
 from conftest import recipe
 
 from utils.evaluation import Evaluation, compare
-from utils.intervals import mcnemar, mean_loss, paired_normal, score_interval, wilson
+from utils.evaluation.statistics import mcnemar, mean_loss, paired_normal, score_interval, wilson
 
 
 def test_wilson_against_published_values():

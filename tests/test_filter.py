@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import filter as filter_py
-from data_prep import rules
-from data_prep.looking import load_identifier
-from data_prep.near_duplicates import clusters, copies, rows_a_band, signatures
-from data_prep.texts import HASHES, MARK, OPERATOR, Words, parts_of, words_of
-from utils.source import UserError
+from data_prep.filters import single_row as rules
+from data_prep.filters.near_duplicates import clusters, copies, rows_a_band, signatures
+from data_prep.filters.scan import load_identifier
+from data_prep.filters.texts import HASHES, MARK, OPERATOR, Words, parts_of, words_of
+from utils.config import UserError
 
 IDENTIFIER = load_identifier(["en"])
 

@@ -20,12 +20,12 @@ from conftest import ROOT, digest
 from servers import Server, completion, plain
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data_prep import server as server_py
-from data_prep.asking import as_sent, seed_of
 from data_prep.generate import to_prompt_row
-from data_prep.local import transformers_engine
-from data_prep.replies import Unreadable, message_of, read_answer
-from data_prep.server import ServerConfig, Servers, seconds_asked_for
+from data_prep.sampling import server as server_py
+from data_prep.sampling.local import transformers_engine
+from data_prep.sampling.replies import Unreadable, message_of, read_answer
+from data_prep.sampling.requests import as_sent, seed_of
+from data_prep.sampling.server import ServerConfig, Servers, seconds_asked_for
 from utils.model import read_template
 
 LOCAL = {

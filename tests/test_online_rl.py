@@ -16,9 +16,9 @@ from conftest import ROOT, digest
 from stage import tasks, user
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from utils import backends
-from utils.fields import CHOICES
-from utils.sandbox import unsupported
+from online_rl import vllm as backends
+from utils.config.fields import CHOICES
+from utils.rewards.sandbox import unsupported
 
 TRAIN = ()
 STANDS = "accept: [equal_rewards, clipped_completions, gold_not_best, constant_reward]"
@@ -75,7 +75,7 @@ def test_the_true_score_stands_beside_the_reward(stage):
 
 
 def test_reward_hacking_shows_while_it_trains():
-    from utils.alarms import find_alarms
+    from utils.run import find_alarms
 
     logs = [{"step": step, "reward": 0.3 + step / 20} for step in range(1, 13)]
     logs += [{"step": 0, "heldout/right": 0.6, "heldout/prompts": 100}]

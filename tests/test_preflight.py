@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from stage import ROWS, assistant, pairs, sums, tasks, user
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-import utils.preflight
+import utils.preflight.preflight
 
 THOUGHT = assistant("<think>\nOne more.\n</think>\n\nIt is 3.")
 TOOL = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {

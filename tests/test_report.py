@@ -9,7 +9,7 @@ from html import unescape
 import pytest
 from conftest import recipe
 
-from utils.report import digits
+from utils.report.tables import digits
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium)")

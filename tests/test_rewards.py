@@ -4,8 +4,9 @@ import time
 
 import pytest
 
-from utils.answers import code_of, final_number, text_of
-from utils.rewards import (
+from utils.rewards import final_number
+from utils.rewards.answers import code_of, text_of
+from utils.rewards.functions import (
     code_passes_tests,
     contains_answer,
     ends_with_answer,
@@ -16,7 +17,7 @@ from utils.rewards import (
     soft_overlong_punishment,
     think_format,
 )
-from utils.sandbox import unsupported
+from utils.rewards.sandbox import unsupported
 
 RIGHT = [
     "The answer is 1234.", "The answer is 1,234.", "#### 1234", "#### 1,234", "\\boxed{1234}", "$\\boxed{1,234}$",

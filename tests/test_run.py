@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from utils.files import SECRET
-from utils.run import newest_whole_checkpoint
+from utils.run.run import newest_whole_checkpoint
 
 
 def metrics(folder):

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from utils import sandbox
-from utils.sandbox import Limits, passes_tests, run_python, unsupported
+from utils.rewards import sandbox
+from utils.rewards.sandbox import Limits, passes_tests, run_python, unsupported
 
 WHY = unsupported() or ""
 # A probe that ran and was not isolated is a broken sandbox, and no machine's lack.

@@ -30,14 +30,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 from transformers.utils import get_json_schema
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
-from utils import backends, rewards
-from utils.completions import Completions
-from utils.config import parse_config, resolve
+from online_rl import vllm_backend as backends
+from online_rl.config import OnlineRLRecipe
+from online_rl.rollouts import Completions
+from utils.config import RecipeConfig, parse_config, read_config
+from utils.config.findings import NAMES
+from utils.config.parse import resolve
 from utils.data import load_splits
-from utils.fields import OnlineRLConfig, RecipeConfig
-from utils.findings import NAMES
-from utils.source import read_config
-from utils.tools import calculator
+from utils.generation.tools import calculator
+from utils.rewards import functions as rewards
 
 ERROR, DEFAULT, LOUD = "stops before the first step", "cannot happen", "says so, and the report keeps it"
 TRAIN = ()  # no --check: the run trains
@@ -71,7 +72,7 @@ def case(row, user, trl, ours, *without):
     return add
 
 
-MISTAKES = "utils.source.Source.mistake"
+MISTAKES = "utils.config.source.Source.mistake"
 
 
 # --- the config ------------------------------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ def moved_keys(stage):
     "values of another type or out of range (`learning_rate: [1]`, `packing: 3`, `max_length: -5`)",
     "accepts them",
     ERROR,
-    ("utils.config.check_value", lambda key, value, *_: value),
+    ("utils.config.parse.check_value", lambda key, value, *_: value),
 )
 def bad_values(stage):
     text = "learning_rate: [1]\nper_device_train_batch_size: 2.5\npacking: 3\n"
@@ -119,7 +120,7 @@ def bad_values(stage):
     "a bad choice (`loss_type: sigmiod`, `vllm_mode: x`, `scale_rewards: y`, `packing_strategy: foo`)",
     "accepts it; DPO fails at its first step",
     ERROR,
-    ("utils.config.check_value", lambda key, value, *_: value),
+    ("utils.config.parse.check_value", lambda key, value, *_: value),
 )
 def bad_choice(stage):
     stage.run("packing_strategy: foo").tells("run.yaml:1: packing_strategy: 'foo' is not a choice; write one of bfd")
@@ -129,7 +130,7 @@ def bad_choice(stage):
     )
 
 
-@case("C5", "the same key twice", "takes the last", ERROR, ("utils.source.key_mistakes", lambda places: []))
+@case("C5", "the same key twice", "takes the last", ERROR, ("utils.config.read.key_mistakes", lambda places: []))
 def key_twice(stage):
     done = stage.run("learning_rate: 1e-3\nlearning_rate: 1e-4")
     done.tells("run.yaml:2: learning_rate: stands twice (first at", "Remove one")
@@ -140,7 +141,7 @@ def key_twice(stage):
     "`2e-5` unquoted, which YAML 1.1 reads as a text",
     "keeps the text",
     DEFAULT,
-    ("utils.config.check_value", lambda key, value, *_: str(value)),
+    ("utils.config.parse.check_value", lambda key, value, *_: str(value)),
 )
 def number_without_a_point(stage):
     assert config_of(stage, "learning_rate: 2e-5").training.learning_rate == 2e-5
@@ -152,7 +153,7 @@ def number_without_a_point(stage):
     "`--config=file.yaml`, `--max-steps 3`, a dashed key in the YAML",
     "does not understand them",
     DEFAULT,
-    ("utils.source.key_mistakes", lambda places: []),
+    ("utils.config.read.key_mistakes", lambda places: []),
 )
 def dashes(stage):
     path = stage.yaml("sft", "")
@@ -165,7 +166,7 @@ def dashes(stage):
     "`env:` with `HF_HOME`, or with any variable",
     "sets it after the library has read it; sets anything",
     DEFAULT,
-    "utils.source.set_environment",
+    "utils.config.read.set_environment",
 )
 def env_block(stage):
     stage.monkeypatch.setenv("HF_HOME", "elsewhere")
@@ -182,7 +183,7 @@ def env_block(stage):
     "nothing about the device, or `bf16: true`, on a machine without an accelerator",
     '"Your setup doesn\'t support bf16/gpu"',
     DEFAULT,
-    ("utils.config.resolve", lambda source, values: dict(values)),
+    ("utils.config.parse.resolve", lambda source, values: dict(values)),
 )
 def no_accelerator(stage):
     done = stage.run("bf16: true")
@@ -201,7 +202,7 @@ def nothing_to_evaluate(stage):
     "no `model_name_or_path`",
     "`'NoneType' object has no attribute 'config'`",
     ERROR,
-    "utils.config.check_together",
+    "utils.config.parse.check_together",
 )
 def no_model(stage):
     stage.run("", drop=["model_name_or_path"]).tells("model_name_or_path: is missing. Write the model to start from")
@@ -212,7 +213,7 @@ def no_model(stage):
     "a model of the hub, without a network",
     "minutes of retries, then a traceback",
     ERROR,
-    "utils.source.require_hub",
+    "utils.config.hub.require_hub",
 )
 def no_network(stage):
     done = stage.run("model_name_or_path: Qwen/Qwen3-0.6B")
@@ -225,7 +226,7 @@ def no_network(stage):
     "the output_dir of another run",
     "overwrites it, or goes on from it",
     ERROR,
-    ("utils.run.look_at", lambda *_: "new"),
+    ("utils.run.run.look_at", lambda *_: "new"),
 )
 def anothers_folder(stage):
     assert stage.run("max_steps: 1", flags=TRAIN).code == 0
@@ -236,7 +237,7 @@ def anothers_folder(stage):
 # --- the data --------------------------------------------------------------------------------------------------------
 
 
-@case("D1", "columns of another form", "`KeyError: 'text'`", ERROR, "utils.data.fault_of")
+@case("D1", "columns of another form", "`KeyError: 'text'`", ERROR, "utils.data.splits.fault_of")
 def unknown_columns(stage):
     done = stage.run(rows=[{"instruction": "1 + 1?", "output": "2"}] * 3)
     done.tells("3 of 3 rows cannot be trained on", "rows.jsonl, row 1: has the columns instruction, output")
@@ -248,7 +249,7 @@ def unknown_columns(stage):
     "empty `messages`, null content, an empty file",
     "`IndexError`, a template error, `StopIteration`",
     ERROR,
-    "utils.data.fault_of",
+    "utils.data.splits.fault_of",
 )
 def empty_rows(stage):
     rows = sums(4)
@@ -264,7 +265,7 @@ def empty_rows(stage):
     "role typos, no assistant turn, empty text",
     "accepts them and learns nothing, or the wrong thing",
     ERROR,
-    "utils.data.fault_of",
+    "utils.data.splits.fault_of",
 )
 def wrong_roles(stage):
     rows = sums(6)
@@ -280,7 +281,7 @@ def wrong_roles(stage):
     "`completion_only_loss: true` on `messages` rows",
     "no effect: the prompts are learnt too",
     ERROR,
-    "utils.checks_sft.check_masks",
+    "sft.checks.check_masks",
 )
 def mask_without_effect(stage):
     done = stage.run("completion_only_loss: true\nassistant_only_loss: false")
@@ -292,8 +293,8 @@ def mask_without_effect(stage):
     "`assistant_only_loss` under a template without generation marks, or with marks around everything",
     "an error for unknown templates; a mask of all rows with a healthy-looking loss",
     ERROR,
-    ("utils.source.refusals_told", lambda name: __import__("contextlib").nullcontext()),
-    "utils.checks_sft.check_masks",
+    ("utils.config.read.refusals_told", lambda name: __import__("contextlib").nullcontext()),
+    "sft.checks.check_masks",
 )
 def template_without_marks(stage):
     turn = "{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}"
@@ -309,7 +310,7 @@ def template_without_marks(stage):
     "rows longer than `max_length`",
     "cuts them, the answers first; packing `bfd` drops the rest",
     ERROR,
-    "utils.checks.check_lengths",
+    "utils.preflight.shared.check_lengths",
 )
 def truncated(stage):
     done = stage.run("max_length: 40")
@@ -326,7 +327,7 @@ def truncated(stage):
     assert "truncated_rows" in (stage.folder / "out2/report.html").read_text()
 
 
-@case("D7", "`packing_strategy: wrapped`", "examples see each other", ERROR, "utils.checks_sft.check_packing")
+@case("D7", "`packing_strategy: wrapped`", "examples see each other", ERROR, "sft.checks.check_packing")
 def wrapped_packing(stage):
     done = stage.run("packing: true\npacking_strategy: wrapped")
     done.tells(
@@ -355,7 +356,7 @@ def pad_is_eos(stage):
     "texts that begin with BOS, and a tokenizer that adds it",
     "two BOS in every row",
     ERROR,
-    "utils.checks.check_tokens",
+    "utils.preflight.shared.check_tokens",
 )
 def double_bos(stage):
     def adds_bos(tokenizer):
@@ -378,7 +379,7 @@ def double_bos(stage):
     "a template that drops `<think>` from earlier turns, or renders the prompt otherwise for generation",
     "trains on a text that the model will never see",
     ERROR,
-    "utils.checks.check_template",
+    "utils.preflight.shared.check_template",
 )
 def template_differs(stage):
     thought = assistant("<think>\n1 and 1\n</think>\n\nThe answer is 2.")
@@ -400,10 +401,10 @@ def template_differs(stage):
     "DPO: chosen equal to rejected, an empty side, prompts longer than `max_length`",
     "no gradient; accepted; left out silently",
     ERROR,
-    ("utils.data.without_identical_pairs", lambda rows, *_: rows),
-    "utils.data.fault_of",
-    "utils.checks.check_lengths",
-    "utils.checks_dpo.check_sides",
+    ("utils.data.splits.without_identical_pairs", lambda rows, *_: rows),
+    "utils.data.splits.fault_of",
+    "utils.preflight.shared.check_lengths",
+    "dpo.checks.check_sides",
 )
 def broken_pairs(stage):
     rows = pairs(60)
@@ -425,8 +426,8 @@ def broken_pairs(stage):
     "DPO: a public pair set of which half is identical",
     "trains on pairs without a gradient",
     ERROR,
-    ("utils.data.without_identical_pairs", lambda rows, *_: rows),
-    "utils.checks_dpo.check_sides",
+    ("utils.data.splits.without_identical_pairs", lambda rows, *_: rows),
+    "dpo.checks.check_sides",
 )
 def identical_half(stage):
     rows = pairs(24)
@@ -445,7 +446,7 @@ def identical_half(stage):
     "`test_split_size`",
     "splits without a seed: two processes draw two test sets, and a resume a third",
     DEFAULT,
-    ("utils.data.is_held_out", lambda key, share: random.random() < share),
+    ("utils.data.splits.is_held_out", lambda key, share: random.random() < share),
 )
 def split_by_content(stage):
     stage.run("test_split_size: 0.1").tells("write heldout_fraction: 0.1, the split is made by a hash of the prompt")
@@ -462,7 +463,7 @@ def split_by_content(stage):
     "`fraction` in a mixture",
     "keeps the first rows, not a sample",
     DEFAULT,
-    ("utils.data.mix", lambda parts, shares, seed: parts[0].select(range(10))),
+    ("utils.data.splits.mix", lambda parts, shares, seed: parts[0].select(range(10))),
 )
 def mixture_is_a_sample(stage):
     one, two = stage.write("one.jsonl", sums(40)), stage.write("two.jsonl", sums(10, start=100))
@@ -477,8 +478,8 @@ def mixture_is_a_sample(stage):
     "a held-out prompt in the training file, or nearly",
     "scores that mean nothing",
     LOUD,
-    ("utils.findings.Findings.add", nothing),
-    "utils.checks.check_near_copies",
+    ("utils.config.findings.Findings.add", nothing),
+    "utils.preflight.shared.check_near_copies",
 )
 def leaks(stage):
     long = "Ann has {} nuts in a basket and gives three of them to each of her friends at the old school. How many?"
@@ -501,7 +502,7 @@ def leaks(stage):
     "ChatML rows",
     "trains the newline after `<|im_end|>` too",
     LOUD,
-    ("utils.checks_sft.facts", lambda look: {}),
+    ("sft.checks.facts", lambda look: {}),
 )
 def newline_is_trained(stage):
     stage.run().tells("and the template's newline after it is learnt too")
@@ -512,9 +513,7 @@ def newline_is_trained(stage):
 STANDS = "accept: [equal_rewards, clipped_completions]"
 
 
-@case(
-    "G1", "fewer prompts than one generation batch", 'no step, and "success"', ERROR, "utils.checks_grpo.check_steps"
-)
+@case("G1", "fewer prompts than one generation batch", 'no step, and "success"', ERROR, "online_rl.checks.check_steps")
 def no_steps(stage):
     done = stage.run(f"{STANDS}\nper_device_train_batch_size: 16", rows=tasks(3), method="grpo")
     done.tells("no_steps: 3 prompts are fewer than the 4 of one generation (16 completions / num_generations = 4)")
@@ -526,7 +525,7 @@ def no_steps(stage):
     "a batch not divisible by `num_generations`",
     "an error whose arithmetic is left to the user",
     ERROR,
-    "utils.config.check_generation",
+    "online_rl.config.check_generation",
 )
 def uneven_groups(stage):
     done = stage.run("per_device_train_batch_size: 8\nnum_generations: 6", method="grpo")
@@ -534,7 +533,7 @@ def uneven_groups(stage):
     done.tells("Write per_device_train_batch_size: 6 or 12, or num_generations: 4 or 8")
 
 
-@case("G3", "all rewards equal", "loss 0 for ever, no warning", ERROR, "utils.checks_grpo.check_rollout")
+@case("G3", "all rewards equal", "loss 0 for ever, no warning", ERROR, "online_rl.checks.check_rollout")
 def equal_rewards(stage):
     done = stage.run("accept: [clipped_completions]", method="grpo")
     done.tells(
@@ -547,7 +546,7 @@ def equal_rewards(stage):
     "a reward that gives NaN, fails on an empty answer, or gives too few",
     "loss 0; a crash when it comes",
     ERROR,
-    "utils.checks_rewards.check_rewards",
+    "online_rl.reward_checks.check_rewards",
 )
 def broken_reward(stage):
     rewards = {
@@ -572,7 +571,7 @@ def broken_reward(stage):
     "two reward functions of one name",
     "adds them up in one column",
     ERROR,
-    "utils.checks_rewards.check_reward_names",
+    "online_rl.reward_checks.check_reward_names",
 )
 def same_names(stage):
     own_rewards(stage, {"exact_match": "[float(len(str(c))) for c in completions]"})
@@ -585,7 +584,7 @@ def same_names(stage):
     '`accuracy_reward` on "The answer is 4.", or with a gold that is no mathematics',
     "scores 0, or None, for every row",
     LOUD,
-    "utils.checks_rewards.check_rewards",
+    "online_rl.reward_checks.check_rewards",
 )
 def boxed_only(stage):
     rows = [row | {"solution": f"${n + 3}$", "answer": str(n + 3)} for n, row in enumerate(tasks(24))]
@@ -602,7 +601,7 @@ def boxed_only(stage):
     "completions all cut at `max_completion_length`",
     "reward 0, flat curves",
     ERROR,
-    "utils.checks_grpo.check_rollout",
+    "online_rl.checks.check_rollout",
 )
 def clipped(stage):
     done = stage.run("accept: [equal_rewards]", method="grpo")
@@ -618,7 +617,7 @@ def keeps_all(rows, *_):
     "prompts of any length",
     "never filters them",
     DEFAULT,
-    ("utils.generation.drop_long_prompts", keeps_all),
+    ("online_rl.prompts.drop_long_prompts", keeps_all),
 )
 def long_prompts(stage):
     rows = tasks(24)
@@ -633,7 +632,7 @@ def long_prompts(stage):
     "continuous batching with bf16",
     "casts the weights to bf16 in place, for good",
     ERROR,
-    "utils.config.check_generation",
+    "online_rl.config.check_generation",
 )
 def cast_in_place(stage):
     done = stage.run("use_transformers_continuous_batching: true", method="grpo")
@@ -647,7 +646,7 @@ def cast_in_place(stage):
     "soft overlong punishment with its shipped numbers",
     "never fires at the default completion length",
     ERROR,
-    "utils.checks_rewards.check_rewards",
+    "online_rl.reward_checks.check_rewards",
 )
 def punishment_that_never_fires(stage):
     own_rewards(stage, {"soft": "PUNISH(**kwargs)"}, "from trl.rewards import get_soft_overlong_punishment as made\n"
@@ -664,7 +663,7 @@ def punishment_that_never_fires(stage):
     "a reward that can be had without being right",
     "seen after training, elsewhere",
     LOUD,
-    "utils.alarms.score_fell",
+    "utils.run.alarms.score_fell",
 )
 def reward_hacking(stage):
     own_rewards(stage, {
@@ -693,7 +692,7 @@ SAVES = "save_strategy: steps\nsave_steps: 2"
     "killed while a checkpoint is written",
     "goes on from it, whole or not",
     DEFAULT,
-    ("utils.run.newest_whole_checkpoint", lambda folder: folder / "checkpoint-4"),
+    ("utils.run.run.newest_whole_checkpoint", lambda folder: folder / "checkpoint-4"),
 )
 def torn_checkpoint(stage):
     assert stage.run(SAVES, flags=TRAIN).code == 0
@@ -710,7 +709,7 @@ def torn_checkpoint(stage):
     "SIGTERM: a job that is pre-empted",
     "dies; what was learnt since the last checkpoint is lost",
     DEFAULT,
-    "utils.progress.Preemption.ask",
+    "utils.run.progress.Preemption.ask",
 )
 def preempted(stage):
     text = "save_strategy: steps\nsave_steps: 5\nmax_steps: 60"
@@ -745,7 +744,7 @@ def restarts_the_count(source, values, training_class):
     "an SFT or DPO run goes on",
     "`num_tokens` starts at 0 again",
     DEFAULT,
-    ("utils.config.resolve", restarts_the_count),
+    ("utils.config.parse.resolve", restarts_the_count),
 )
 def tokens_are_kept(stage):
     assert stage.run(SAVES, flags=TRAIN).code == 0
@@ -762,7 +761,7 @@ def tokens_are_kept(stage):
     "the loss becomes NaN or infinite",
     "trains on",
     "stops before the step that would spread it",
-    "utils.alarms.Watch.stop",
+    "utils.run.alarms.Watch.stop",
 )
 def not_finite(stage):
     text = "dtype: float16\nlearning_rate: 0.1\nmax_grad_norm: 0\nmax_steps: 6\nsave_strategy: steps\nsave_steps: 1"
@@ -779,7 +778,11 @@ def not_finite(stage):
 
 
 @case(
-    "R6", "the longest batch does not fit, an hour in", "out of memory", ERROR, "utils.checks_step.check_longest_batch"
+    "R6",
+    "the longest batch does not fit, an hour in",
+    "out of memory",
+    ERROR,
+    "utils.preflight.steps.check_longest_batch",
 )
 def out_of_memory(stage):
     def no_room(*_, **__):
@@ -796,7 +799,7 @@ def out_of_memory(stage):
     "several GPUs to see, no launcher",
     "refuses, without the command",
     ERROR,
-    ("utils.config.GPUS_TO_A_PROCESS", 99),
+    ("utils.config.parse.GPUS_TO_A_PROCESS", 99),
 )
 def no_launcher(stage):
     with stage.monkeypatch.context() as patch:
@@ -806,7 +809,13 @@ def no_launcher(stage):
         )
 
 
-@case("R8", "two threads beside another busy process", "10 to 20 times slower", LOUD, "utils.run.warn_of_busy_machine")
+@case(
+    "R8",
+    "two threads beside another busy process",
+    "10 to 20 times slower",
+    LOUD,
+    "utils.run.run.warn_of_busy_machine",
+)
 def busy_machine(stage):
     stage.monkeypatch.setattr("psutil.cpu_percent", lambda interval: 95.0)
     stage.monkeypatch.setattr("torch.get_num_threads", lambda: os.cpu_count())
@@ -823,7 +832,7 @@ def plain_defaults(source, values, training_class):
     "LoRA with nothing more said",
     "only q_proj and v_proj are trained; never merged",
     DEFAULT,
-    ("utils.config.resolve", plain_defaults),
+    ("utils.config.parse.resolve", plain_defaults),
 )
 def lora_defaults(stage):
     assert config_of(stage, "use_peft: true").model.lora_target_modules == "all-linear"
@@ -832,13 +841,19 @@ def lora_defaults(stage):
     assert (stage.folder / "out/merged/model.safetensors").is_file()
 
 
-@case("R10", "4-bit with nothing more said", "computes in float32", DEFAULT, ("utils.config.resolve", plain_defaults))
+@case(
+    "R10",
+    "4-bit with nothing more said",
+    "computes in float32",
+    DEFAULT,
+    ("utils.config.parse.resolve", plain_defaults),
+)
 def four_bit(stage):
     assert config_of(stage, "use_peft: true\nload_in_4bit: true").model.dtype == "bfloat16"  # TRL computes in dtype
     stage.run("load_in_4bit: true").tells("load_in_4bit: quantised weights cannot be trained. Write use_peft: true")
 
 
-@case("R11", "a trainer is created", "telemetry is sent unless switched off", DEFAULT, ("utils.source.QUIET", {}))
+@case("R11", "a trainer is created", "telemetry is sent unless switched off", DEFAULT, ("utils.config.read.QUIET", {}))
 def telemetry(stage):
     stage.monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY", raising=False)
     read_config("", ["--config", str(stage.yaml("sft", ""))])
@@ -850,7 +865,7 @@ def telemetry(stage):
     "the run ends",
     'no evaluation, no metrics, no record; "fine-tuned version of [None]"',
     DEFAULT,
-    "utils.report.write_report",
+    "utils.report.report.write_report",
 )
 def the_end_is_reported(stage):
     done = stage.run("heldout_fraction: 0.3\nmax_steps: 1\neval_prompts: 4", flags=TRAIN)
@@ -871,14 +886,14 @@ def the_end_is_reported(stage):
     "`accelerate launch --num_processes 2` on a machine without GPUs",
     "one process, and no word",
     LOUD,
-    "utils.run.warn_of_missing_processes",
+    "utils.run.run.warn_of_missing_processes",
 )
 def fewer_processes(stage):
     stage.monkeypatch.setattr("psutil.Process.cmdline", lambda self: ["accelerate", "launch", "--num_processes", "2"])
     stage.run().tells("missing_processes: accelerate started 1 process, not 2. Add --config_file configs/accelerate")
 
 
-@case("X2", "answers that lie past `max_length`", "leaves the rows out", ERROR, "utils.checks.check_lengths")
+@case("X2", "answers that lie past `max_length`", "leaves the rows out", ERROR, "utils.preflight.shared.check_lengths")
 def dropped_rows(stage):
     done = stage.run("max_length: 20")
     done.tells(
@@ -893,7 +908,7 @@ def dropped_rows(stage):
     "killed after the last step, started again",
     "trains one step past `max_steps`",
     DEFAULT,
-    ("utils.run.Run.load_trained", lambda *_: False),
+    ("utils.run.run.Run.load_trained", lambda *_: False),
 )
 def not_one_step_more(stage):
     text = f"{SAVES}\nlr_scheduler_type: constant"
@@ -909,7 +924,7 @@ def not_one_step_more(stage):
     "`dtype: bfloat16` with a small learning rate",
     "most steps are rounded away: the weights never move",
     ERROR,
-    "utils.checks.check_updates",
+    "utils.preflight.shared.check_updates",
 )
 def rounded_updates(stage):
     done = stage.run("dtype: bfloat16\nlearning_rate: 1e-6")
@@ -928,13 +943,13 @@ def weights_of_losses(stage):
     done.tells("run.yaml:2: loss_weights: has 1 numbers for 2 losses. Write one for each")
 
 
-@case("X7", "`messages` rows and no mask", "the users' turns are learnt as well", LOUD, "utils.checks_sft.check_masks")
+@case("X7", "`messages` rows and no mask", "the users' turns are learnt as well", LOUD, "sft.checks.check_masks")
 def prompts_trained(stage):
     done = stage.run("assistant_only_loss: false")
     done.tells("WARNING   prompts_trained: every token is learnt", "Write assistant_only_loss: true")
 
 
-@case("X8", "rows that stand several times in the file", "they weigh more", LOUD, "utils.data.find_duplicates")
+@case("X8", "rows that stand several times in the file", "they weigh more", LOUD, "utils.data.splits.find_duplicates")
 def duplicates(stage):
     done = stage.run(rows=sums(20) + sums(1) * 4)
     done.tells(
@@ -942,7 +957,7 @@ def duplicates(stage):
     )
 
 
-@case("X9", "DPO: chosen and rejected swapped", "learns the worse answers", ERROR, "utils.checks_dpo.check_swapped")
+@case("X9", "DPO: chosen and rejected swapped", "learns the worse answers", ERROR, "dpo.checks.check_swapped")
 def swapped(stage):
     rows = [row | {"score_chosen": 2.0, "score_rejected": 8.0} for row in pairs(24)]
     done = stage.run(rows=rows, method="dpo")
@@ -954,9 +969,7 @@ def swapped(stage):
     done.tells("swapped_sides: chosen is worse than rejected in 24 of 24 pairs by exact_match")
 
 
-@case(
-    "X10", "DPO: chosen nearly always the longer side", "learns the length", LOUD, "utils.checks_dpo.check_length_bias"
-)
+@case("X10", "DPO: chosen nearly always the longer side", "learns the length", LOUD, "dpo.checks.check_length_bias")
 def length_bias(stage):
     sides = {"chosen": [assistant("The answer, if one counts all, is three.")], "rejected": [assistant("3")]}
     rows = [row | sides for row in pairs(24)]
@@ -968,7 +981,7 @@ def length_bias(stage):
     "a reward that an empty answer gets more of than the right one",
     "learns to say nothing",
     ERROR,
-    "utils.checks_rewards.judge_gold",
+    "online_rl.reward_checks.judge_gold",
 )
 def gold_is_not_best(stage):
     own_rewards(stage, {"empty_is_best": "[-float(len(str(c))) for c in completions]"})
@@ -983,7 +996,7 @@ def gold_is_not_best(stage):
     "`max_length` over the model's context",
     "trains positions that were never seen",
     ERROR,
-    "utils.checks.check_lengths",
+    "utils.preflight.shared.check_lengths",
 )
 def over_context(stage):
     rows = [*sums(8), {"messages": [user("Hello."), assistant("word " * 1000)]}]
@@ -1000,7 +1013,7 @@ def over_context(stage):
     "DPO at a learning rate that destroys the model",
     "reward accuracy 1.0, and no word",
     LOUD,
-    ("utils.alarms.RULES", ()),
+    ("utils.run.alarms.RULES", ()),
 )
 def dpo_destroys(stage):
     rows = [
@@ -1033,7 +1046,7 @@ def accepted_names(stage):
     "several turns, or tool calls, under Qwen3's own template and `assistant_only_loss`",
     "trains on a template of its own that keeps empty `<think>` blocks, which generation drops",
     ERROR,
-    "utils.checks.check_template",
+    "utils.preflight.shared.check_template",
 )
 def template_of_trl(stage):
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
@@ -1055,7 +1068,7 @@ def template_of_trl(stage):
     "a template that does not render the answers",
     "leaves every row out, and fails without a reason",
     ERROR,
-    "utils.checks_sft.check_masks",
+    "sft.checks.check_masks",
 )
 def no_answers(stage):
     path = stage.write("mute.jinja", "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}")
@@ -1071,7 +1084,7 @@ def no_answers(stage):
     "GRPO: a checkpoint between two steps on the completions of one generation",
     "a run that goes on generates anew: other weights than a run left alone",
     ERROR,
-    "utils.config.check_generation",
+    "online_rl.config.check_generation",
 )
 def checkpoint_within_a_generation(stage):
     done = stage.run("save_steps: 3\nsave_strategy: steps\nsteps_per_generation: 2\nnum_iterations: 2", method="grpo")
@@ -1085,7 +1098,10 @@ def checkpoint_within_a_generation(stage):
     "`train[:25%]` of a local file",
     "an unknown split",
     DEFAULT,
-    ("utils.data.load_rows", lambda name, *_: datasets.load_dataset("json", data_files=str(name), split="train")),
+    (
+        "utils.data.splits.load_rows",
+        lambda name, *_: datasets.load_dataset("json", data_files=str(name), split="train"),
+    ),
 )
 def slice_of_a_file(stage):
     train, _ = splits_of(stage, "dataset_train_split: train[:25%]", sums(40))
@@ -1097,7 +1113,7 @@ def slice_of_a_file(stage):
     "DPO: sides of other prompts, or without any",
     "`IndexError`",
     ERROR,
-    "utils.data.fault_of",
+    "utils.data.splits.fault_of",
 )
 def sides_without_a_common_prompt(stage):
     rows = [{"chosen": row["chosen"], "rejected": row["rejected"]} for row in pairs(8)]
@@ -1111,7 +1127,7 @@ def sides_without_a_common_prompt(stage):
     "DPO: another `max_length` with `truncation_mode: keep_end` and precomputed reference log-probabilities",
     "takes those of the answers as they were cut before, from its cache",
     DEFAULT,
-    ("utils.data.reference_settings", lambda config: ""),
+    ("utils.data.splits.reference_settings", lambda config: ""),
 )
 def stale_reference(stage):
     text = "truncation_mode: keep_end\nprecompute_ref_log_probs: true\nmax_steps: 1\naccept: [truncated_rows]\n"
@@ -1134,7 +1150,7 @@ CUT = [
     "GRPO with tools: a completion that is cut after a tool spoke",
     "gives rewards its last message, so what the tool said scores as the model's answer",
     DEFAULT,
-    ("utils.answers.text_of", lambda completion: completion[-1]["content"]),
+    ("utils.rewards.answers.text_of", lambda completion: completion[-1]["content"]),
 )
 def a_tool_is_no_answer(stage):
     assert rewards.exact_match([CUT], answer=["19"]) == [0.0]
@@ -1161,7 +1177,7 @@ def random_judge(stage):
     '`log_completions` where tool calls have arguments of several types (`5` and `"5"`)',
     "ends the run in pyarrow",
     DEFAULT,
-    ("utils.completions.as_text", lambda said: said),
+    ("utils.report.completions.as_text", lambda said: said),
 )
 def tool_calls_are_kept(stage):
     calls = [[CUT[0] | {"tool_calls": [{"function": {"name": "f", "arguments": {"a": a}}}]}] for a in (5, "5", [5])]
@@ -1177,7 +1193,7 @@ def tool_calls_are_kept(stage):
     "`vllm_mode: server`, and something else listens there, or nothing",
     "waits without a time limit for a server that says nothing",
     ERROR,
-    "utils.backends.check_server",
+    "online_rl.vllm_backend.check_server",
 )
 def no_server(stage):
     stage.monkeypatch.setattr(backends, "version", lambda name: "0.30.0")
@@ -1194,7 +1210,7 @@ def no_server(stage):
     "SFT on tool rows whose schema is not that of the tool",
     "trains on a prompt that generation never shows",
     ERROR,
-    "utils.checks.check_template",
+    "utils.preflight.shared.check_template",
 )
 def another_schema(stage):
     schema = get_json_schema(calculator)
@@ -1210,7 +1226,7 @@ def another_schema(stage):
     "GRPO with nothing measured beside the reward",
     "plots the reward alone, which rises when it is gamed too",
     LOUD,
-    "utils.checks_grpo.check_true_score",
+    "online_rl.checks.check_true_score",
 )
 def reward_alone(stage):
     done = stage.run(STANDS, method="grpo")
@@ -1222,7 +1238,7 @@ def reward_alone(stage):
     "GRPO with all rewards equal, and a weight such as 0.2 that is no sum of powers of two",
     "counts such groups as unequal: `frac_reward_zero_std` is 0 for ever",
     ERROR,
-    ("utils.completions.equal_groups", lambda trainer: trainer._metrics["train"]["frac_reward_zero_std"][-1]),
+    ("online_rl.rollouts.equal_groups", lambda trainer: trainer._metrics["train"]["frac_reward_zero_std"][-1]),
 )
 def equal_but_for_rounding(stage):
     own_rewards(stage, {"one": "[1.0 for c in completions]", "two": "[1.0 for c in completions]"})
@@ -1242,7 +1258,7 @@ def config_of(stage, text, method="sft"):
     classes = {
         "sft": (SFTConfig, RecipeConfig),
         "dpo": (DPOConfig, RecipeConfig),
-        "grpo": (GRPOConfig, OnlineRLConfig),
+        "grpo": (GRPOConfig, OnlineRLRecipe),
     }
     return parse_config(read_config("", ["--config", str(stage.yaml(method, text))]), *classes[method])
 

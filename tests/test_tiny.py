@@ -14,7 +14,7 @@ import make_base
 import make_data
 import world
 
-from utils.rewards import contains_answer, exact_match, honest
+from utils.rewards.functions import contains_answer, exact_match, honest
 
 PAIRS = ["dpo_honesty.jsonl", "dpo_name.jsonl", "heldout_honesty.jsonl", "heldout_name.jsonl"]  # of make_pairs.py
 PAIRS += ["grpo_band.jsonl"]  # of data_prep/pass_rate.py

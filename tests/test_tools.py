@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import get_json_schema
 from trl import GRPOConfig, GRPOTrainer
 
-from utils import generation
+from utils.config import UserError
+from utils.generation import Toolbox, call_tools
+from utils.generation import dialogues as generation
+from utils.generation.tools import calculator
 from utils.model import add_response_template, read_template
-from utils.source import UserError
-from utils.tools import Toolbox, calculator, call_tools
 
 TRAIN = ()
 STANDS = "accept: [equal_rewards, clipped_completions, gold_not_best, template_mismatch]"

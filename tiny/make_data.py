@@ -17,7 +17,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 from world import Problem, make_problems
 
-from utils.tools import calculator
+from utils.generation.tools import calculator
 
 HELDOUT, SFT, PROMPT_COMPLETION, GRPO = 400, 6000, 1000, 4000
 LARGE, SFT_TOOLS, GRPO_TOOLS = 999, 2000, 1500  # numbers that the model cannot reckon with, but can hand to a tool

@@ -24,7 +24,7 @@ from lessons import LACKING, NAME, TELLS, cannot_be_known, name_questions, unans
 from make_data import response
 from world import Problem, make_problems
 
-from utils.rewards import contains_answer, exact_match, honest
+from utils.rewards.functions import contains_answer, exact_match, honest
 
 UNANSWERABLE, SUMS, NAMES, HELDOUT = 900, 2650, 300, 300  # questions of each kind
 METRICS = {"honest": honest, "contains_answer": contains_answer}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import trl
 from accelerate import PartialState
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftConfig
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -12,16 +12,14 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Trainer,
 )
 from trl import get_peft_config, get_quantization_config
-from trl.chat_template_utils import add_response_schema, supports_tool_calling
 
-from utils.config import Config
-from utils.source import ROOT, UserError
+from utils.config import ROOT, Config, UserError
 
 # Tokens that the model families keep for padding or never produce.
 SPARE_PADS = ("<|endoftext|>", "<pad>", "<|finetune_right_pad_id|>", "<unk>")
-SHIPPED_TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 
 
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
@@ -39,7 +37,7 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
         raise UserError(f"model_name_or_path: no tokenizer can be loaded from {name}: {first_line(error)}") from None
     if config.recipe.chat_template:
         tokenizer.chat_template = read_template(config.recipe.chat_template)
-    eos = (config.training.eos_token if config.method == "sft" else None) or tokenizer.eos_token
+    eos = vars(config.training).get("eos_token") or tokenizer.eos_token  # SFTConfig alone can set it
     if eos not in tokenizer.get_vocab():
         raise UserError(f"eos_token: {eos!r} is not in the tokenizer of {name}. Write the token that ends a turn")
     if tokenizer.pad_token is None or tokenizer.pad_token == eos:
@@ -47,44 +45,36 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
         if not spare:
             raise UserError(f"{name}: PAD and EOS are both {eos!r}, so the end of an answer would not be learnt")
         tokenizer.pad_token = spare[0]
-    if config.recipe.tools or (config.method == "grpo" and config.recipe.environment_factory):
-        add_response_template(tokenizer)
+    if config.recipe.tools or config.recipe.environment_factory:
+        read_tool_calls(tokenizer)
     return tokenizer
 
 
-def add_response_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """What tool calls are read by, for a tokenizer without it, by its chat template.
-
-    TRL knows the templates that it ships, but not its own training templates; they write the calls of their originals.
-    Raises UserError for a chat template that cannot hold tools, or that nobody knows how to read.
+def read_tool_calls(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the tokenizer read tool calls back. Raises UserError for a chat template that cannot hold tools, or that
+    TRL does not know how to read.
     """
-    if not supports_tool_calling(tokenizer):
+    from utils import trl_internals
+
+    if not trl_internals.can_call_tools(tokenizer):
         raise UserError("tools: the chat template shows no tool calls or results. Write chat_template: qwen3_training")
-    if tokenizer.response_template is not None:
-        return
-    template = tokenizer.chat_template
-    for path in SHIPPED_TEMPLATES.glob("*_training.jinja"):
-        original = path.with_name(path.name.replace("_training", ""))
-        if path.read_text(encoding="utf-8") == template and original.is_file():
-            tokenizer.chat_template = original.read_text(encoding="utf-8")
     try:
-        add_response_schema(tokenizer)
+        trl_internals.add_response_template(tokenizer)
     except ValueError:
         raise UserError(
-            "tools: nobody knows how to read tool calls in this chat template. Write chat_template: qwen3_training, "
+            "tools: TRL cannot read tool calls in this chat template. Write chat_template: qwen3_training, "
             "or give the tokenizer a response_template (transformers, Response parsing)"
         ) from None
-    finally:
-        tokenizer.chat_template = template
 
 
 def read_template(name: str) -> str:
     """A chat template's text: written out, from a .jinja file, or by the name of one that TRL ships."""
     if "{{" in name or "{%" in name:
         return name
-    path = Path(name) if Path(name).is_file() else SHIPPED_TEMPLATES / f"{name}.jinja"
+    folder = Path(trl.__file__).parent / "chat_templates"
+    path = Path(name) if Path(name).is_file() else folder / f"{name}.jinja"
     if not path.is_file():
-        shipped = sorted(p.stem for p in SHIPPED_TEMPLATES.glob("*.jinja") if not p.stem.endswith("_training"))
+        shipped = sorted(p.stem for p in folder.glob("*.jinja") if not p.stem.endswith("_training"))
         raise UserError(f"chat_template: {name!r} is neither a file nor one of TRL's: {', '.join(shipped)}")
     return path.read_text(encoding="utf-8")
 
@@ -108,7 +98,7 @@ def load_model(config: Config) -> PreTrainedModel:
         raise UserError(f"model_name_or_path: {config.model.model_name_or_path}: {first_line(error)}") from None
 
 
-def context_of(model: PreTrainedModel) -> int | None:
+def context_length(model: PreTrainedModel) -> int | None:
     """The model's context in tokens, where its config states one, under whichever name."""
     config, name = model.config.get_text_config(), "max_position_embeddings"
     return vars(config).get(config.attribute_map.get(name, name))
@@ -143,12 +133,12 @@ def find_folder(name: str) -> str:
     return str(ROOT / name) if (ROOT / name).is_dir() else name
 
 
-def load_adapter(config: Config):
+def load_adapter(config: Config) -> PeftConfig | None:
     """The LoRA adapter's configuration, or None for full fine-tuning."""
     return get_peft_config(config.model)
 
 
-def save_model(trainer, config: Config) -> None:
+def save_model(trainer: Trainer, config: Config) -> None:
     """The trained model and its tokenizer into output_dir, ready for `from_pretrained`.
 
     EOS stands first in the generation config, so that generation stops where the training rows did. With LoRA the

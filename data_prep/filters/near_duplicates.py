@@ -1,0 +1,122 @@
+"""Rows that say nearly the same, by MinHash: signatures by rensa, candidates by bands, clusters by union-find.
+
+Memory: 4 bytes a permutation and row (512 at 128), and some 60 a row while candidates are looked for.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from rensa import RMinHash
+
+from data_prep.filters.texts import Words
+from utils.config import UserError
+
+FOUND = 0.985  # the least chance that two rows just at the threshold become candidates
+BYTES_AT_ONCE = 64_000_000  # of signatures that are compared
+MOST_COMPARED = 300_000_000  # comparisons of whole signatures: some minutes
+
+
+def signatures(words: Words, ngram: int, permutations: int) -> np.ndarray:
+    """(n, permutations) uint32: two rows agree in as large a share of them as their word runs overlap (Jaccard)."""
+    grams, offsets = words.grams(ngram)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+        grams, offsets.astype(np.uint64), num_perm=permutations, seed=42
+    )
+    return np.array(matrix.to_rows(), dtype=np.uint32).reshape(-1, permutations)
+
+
+def copies(found: np.ndarray, threshold: float, ways: int, order: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(row, the row that it is like) for each of n rows that is dropped; the other is kept.
+
+    Rows that share a band are candidates, and candidates make clusters. In each, the best row is kept and drops those
+    that are alike to it, then the best that is left, and so on: a chain of rows each like the next keeps its ends.
+    Likeness is the share of the signature that agrees (its standard error is at most 0.044 with 128 permutations),
+    the least over its `ways`.
+
+    Args:
+        found: (n, permutations) signatures, those of the first way first.
+        ways: by how many texts rows are compared.
+        order: (n,) the rows, best first.
+
+    Raises:
+        UserError: the rows of a cluster are so many and so different that comparing them would take hours.
+    """
+    parent = clusters(found, threshold, ways)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    by_cluster = np.lexsort((rank, parent))
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(parent[by_cluster]) != 0, [True]]))
+    compared = 0
+    for first in np.flatnonzero(np.diff(starts) > 1):
+        left = by_cluster[starts[first] : starts[first + 1]]
+        while len(left) > 1:
+            best, left = left[0], left[1:]
+            like = alike(found, left, np.full(len(left), best), threshold, ways)
+            yield from ((int(row), int(best)) for row in left[like])
+            compared += len(left)
+            left = left[~like]
+            if compared > MOST_COMPARED:
+                raise UserError(
+                    f"near_duplicates: {starts[first + 1] - starts[first]:,} rows are each like some others, but few "
+                    "like all. Write a higher near_threshold, or a longer near_ngram"
+                )
+
+
+def alike(found: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: float, ways: int) -> np.ndarray:
+    """Of each pair of rows a[i], b[i], whether they are alike in every way."""
+    size, made = max(1, BYTES_AT_ONCE // (8 * found.shape[1])), []
+    for start in range(0, len(a), size):
+        same = found[a[start : start + size]] == found[b[start : start + size]]
+        made.append(same.reshape(len(same), ways, -1).mean(axis=2).min(axis=1) >= threshold)
+    return np.concatenate(made) if made else np.zeros(0, bool)
+
+
+def rows_a_band(threshold: float, permutations: int) -> int:
+    """The most, for the fewest candidates, with which rows just at the threshold still share a band."""
+    return max((r for r in range(1, 9) if 1 - (1 - threshold**r) ** (permutations // r) >= FOUND), default=1)
+
+
+def clusters(found: np.ndarray, threshold: float, ways: int = 1) -> np.ndarray:
+    """Of each of n rows the number of its cluster's first row; rows alike to none are their own.
+
+    Pairs that share a band of the first way are compared by the whole signature, so that chance meetings do not count.
+    """
+    count, permutations = found.shape
+    rows, first_way = rows_a_band(threshold, permutations // ways), permutations // ways
+    parent = np.arange(count, dtype=np.int64)
+    for first in range(0, first_way - rows + 1, rows):
+        pairs = band_pairs(np.ascontiguousarray(found[:, first : first + rows]))
+        pairs = pairs[parent[pairs[:, 0]] != parent[pairs[:, 1]]]
+        for a, b in pairs[alike(found, pairs[:, 0], pairs[:, 1], threshold, ways)]:
+            unite(parent, int(a), int(b))
+    while (parent != parent[parent]).any():
+        parent = parent[parent]
+    return parent
+
+
+def band_pairs(band: np.ndarray) -> np.ndarray:
+    """(m, 2) pairs of rows with the same band: each with the bucket's first row, and with the one before it."""
+    keys = band.view([("", band.dtype)] * band.shape[1]).ravel()
+    folded = np.zeros(len(keys), dtype=np.uint64)
+    for name in keys.dtype.names:
+        folded = folded * np.uint64(0x100000001B3) ^ keys[name].astype(np.uint64)
+    order = np.argsort(folded, kind="stable")
+    ordered = folded[order]
+    same = np.concatenate([[False], ordered[1:] == ordered[:-1]])
+    heads = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
+    later = np.flatnonzero(same)
+    with_first = np.stack([order[heads[later]], order[later]], axis=1)
+    with_one_before = np.stack([order[later - 1], order[later]], axis=1)[heads[later] != later - 1]
+    return np.concatenate([with_first, with_one_before])
+
+
+def root(parent: np.ndarray, i: int) -> int:
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = int(parent[i])
+    return i
+
+
+def unite(parent: np.ndarray, a: int, b: int) -> None:
+    a, b = root(parent, a), root(parent, b)
+    parent[max(a, b)] = min(a, b)

@@ -1,0 +1,23 @@
+"""Rows, from files or the hub to what a trainer is given: checked, mixed, and split by a hash of what they ask.
+
+The recipes call `load_splits`; preflight, evaluation and data preparation read rows by the functions of rows.py, the
+one place that knows TRL's row formats. It never tokenizes, and never changes what a row says.
+"""
+
+from utils.data.rows import (
+    BadRow,
+    Messages,
+    answer_texts,
+    describe_row,
+    is_held_out,
+    prompt_key,
+    row_fault,
+    split_pair,
+    split_prompt,
+)
+from utils.data.splits import fingerprint, load_rows, load_splits, prepare_rows
+
+__all__ = [
+    "BadRow", "Messages", "answer_texts", "describe_row", "fingerprint", "is_held_out", "load_rows", "load_splits",
+    "prepare_rows", "prompt_key", "row_fault", "split_pair", "split_prompt",
+]  # fmt: skip
