@@ -24,7 +24,7 @@ import numpy as np
 
 from data_prep.files.jsonl import Output, check_files, open_input, publish, stop_if_done, what_is_asked
 from data_prep.filters import near_duplicates
-from data_prep.filters import single_row as rules
+from data_prep.filters.personal_data import personal_data
 from data_prep.filters.scan import RULES, Looked, begin_work, chunks_of, look, tokenizer_file
 from utils.config import Source, UserError, parse_fields, read_config, run_main
 from utils.files import Ticker, say, show
@@ -252,13 +252,13 @@ def write(looked: Looked, settings: FilterConfig, kept: Output, aside: Output | 
 def headed(line: bytes, why: str, settings: FilterConfig) -> dict:
     """Why a row was dropped and how it begins, for people; nothing of one with personal data, whatever the rule."""
     text = line.decode("utf-8", "replace").strip()
-    if settings.personal_data and rules.personal_data(text):
+    if settings.personal_data and personal_data(text):
         return {"why": told(why, settings), "text": NOT_SHOWN}
     return {"why": why, "text": text[:300] + ("..." if len(text) > 300 else "")}
 
 
 def told(why: str, settings: FilterConfig) -> str:
-    return NOT_SHOWN if settings.personal_data and rules.personal_data(why) else why
+    return NOT_SHOWN if settings.personal_data and personal_data(why) else why
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from utils.files import say, show, write_atomically
 
 MOST_OPENINGS = 200_000  # that are counted at a time; rarer ones are then forgotten
 SHOWN = 12  # openings
-STYLE = ROOT / "utils/page.css"  # that of the recipes' reports
+STYLE = ROOT / "utils/report/page.css"  # that of the recipes' reports
 MADE = ("made_by", "asked", "versions")  # of a manifest, beside what was dropped
 TURNS = ("messages", "prompt", "question", "completion", "answer", "text", "chosen", "rejected", "responses")
 LONGEST = 4000  # characters of a turn on the page

@@ -107,7 +107,7 @@ def main() -> None:
         for row in kept:
             file.write(row)
     publish([file], source, made_of, {"counts": counts}, began, ["trl"])
-    journal.close(remove=True)
+    journal.close(remove=False)  # another band is then chosen without trying again
     say("done", f"{keep_to}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}")
 
 

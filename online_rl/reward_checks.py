@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from utils.config import describe_error
+from utils.config import UserError, describe_error
 from utils.data import split_prompt
 from utils.preflight import PreflightContext
 from utils.rewards import call_reward, final_number, is_shipped
@@ -153,7 +153,8 @@ def call_as_trained(
     try:
         scores = call_reward(function, columns)
     except Exception as error:  # a user's function: whatever it raises would end the run when such an answer comes
-        raise ValueError(f"fails on {what}: {describe_error(error)}") from error
+        cause = error.__cause__ if isinstance(error, UserError) and isinstance(error.__cause__, Exception) else error
+        raise ValueError(f"fails on {what}: {describe_error(cause)}") from error
     finally:
         context.toolbox.release(opened)
     numbers = [score for score in scores if score is not None]

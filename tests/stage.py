@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from utils.config import run_main
 
-SCRIPTS = {"sft": "sft/train.py", "dpo": "dpo/train.py", "grpo": "online_rl/train.py"}
+FOLDERS = {"sft": "sft", "dpo": "dpo", "grpo": "online_rl"}
 BASE = {
     "model_name_or_path": "tiny/base", "chat_template": "qwen3", "max_steps": 4, "per_device_train_batch_size": 4,
     "logging_steps": 1, "save_strategy": "'no'", "gradient_checkpointing": "false", "eval_max_new_tokens": 8,
@@ -95,10 +95,10 @@ class Stage:
         if rows is not None or not (self.folder / "rows.jsonl").exists():
             self.write("rows.jsonl", ROWS[method] if rows is None else rows)
         path = self.yaml(method, text, drop)
-        spec = importlib.util.spec_from_file_location(f"{method}_train", ROOT / SCRIPTS[method])
+        spec = importlib.util.spec_from_file_location(f"{method}_train", ROOT / FOLDERS[method] / "train.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        self.monkeypatch.setattr(sys, "argv", [SCRIPTS[method], "--config", str(path), *map(str, flags)])
+        self.monkeypatch.setattr(sys, "argv", [f"{FOLDERS[method]}/train.py", "--config", str(path), *map(str, flags)])
         self.capfd.readouterr()
         code = 0
         try:

@@ -1,6 +1,7 @@
 """Random and old input: a mistake is told, never a traceback, and no row that trains nothing is taken."""
 
 import dataclasses
+import importlib
 import re
 import time
 from pathlib import Path
@@ -13,17 +14,17 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
-from stage import assistant, sums
+from stage import FOLDERS, assistant, sums
 from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
 
-import utils.preflight.preflight
+import sft.checks
+from dpo.config import DPORecipe
 from online_rl.config import OnlineRLRecipe
-from utils.config import RecipeConfig, UserError, parse_config, read_config
-from utils.config.fields import CHOICES
+from sft.config import SFTRecipe
+from utils.config import UserError, parse_config, read_config
 from utils.config.legacy_keys import CONVERTED, MIXTURES, REASONS, RENAMED, VALUES, what_to_write
-from utils.config.parse import METHODS
 
-RECIPES = {SFTConfig: RecipeConfig, DPOConfig: RecipeConfig, GRPOConfig: OnlineRLRecipe}
+RECIPES = {SFTConfig: SFTRecipe, DPOConfig: DPORecipe, GRPOConfig: OnlineRLRecipe}
 KEYS = sorted({f.name for cls in (*RECIPES, ModelConfig, OnlineRLRecipe) for f in dataclasses.fields(cls)} - {"check"})
 OLD = sorted({*RENAMED, *CONVERTED, *MIXTURES, *REASONS})
 SLOW = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -125,7 +126,8 @@ def teaches(row):
 @pytest.mark.parametrize("method", ROWS)
 def test_any_rows_are_trained_on_or_told(stage, monkeypatch, method):
     """From the JSONL to the trainer's own tensors: every row that is kept has something to learn."""
-    seen, original = [], utils.preflight.preflight
+    seen, checks = [], importlib.import_module(f"{FOLDERS[method]}.checks")
+    original = checks.preflight
     accepted = []
     text = "accept: [equal_rewards, clipped_completions]\nnum_generations: 2" if method == "grpo" else ""
 
@@ -133,7 +135,7 @@ def test_any_rows_are_trained_on_or_told(stage, monkeypatch, method):
         seen.append(trainer)
         return original(trainer, *rest)
 
-    monkeypatch.setattr(utils.preflight, "preflight", spied)
+    monkeypatch.setattr(checks, "preflight", spied)
 
     @SLOW
     @given(ROWS[method], st.sampled_from(["true", "false"]))
@@ -209,16 +211,15 @@ def test_the_choices_are_those_of_trl():
         several = re.findall(rf"{name} in \[([^\]]*)\]", text)
         return set(one) | {word for part in several for word in re.findall(r'"(\w+)"', part)}
 
-    assert compared(dpo, "loss_type") == set(CHOICES["dpo"]["loss_type"])
-    assert compared(dpo, "f_divergence_type") == set(CHOICES["dpo"]["f_divergence_type"])
-    assert compared(grpo, "self.loss_type") == set(CHOICES["grpo"]["loss_type"])
-    assert set(METHODS.values()) == set(CHOICES)
+    assert compared(dpo, "loss_type") == set(DPORecipe.CHOICES["loss_type"])
+    assert compared(dpo, "f_divergence_type") == set(DPORecipe.CHOICES["f_divergence_type"])
+    assert compared(grpo, "self.loss_type") == set(OnlineRLRecipe.CHOICES["loss_type"])
 
 
 @pytest.mark.slow
 def test_the_preflight_does_not_grow_with_the_rows(stage, monkeypatch):
     """A million rows in the trainer's hands are looked at in a few seconds: what is costly is a sample."""
-    seconds, original = {}, utils.preflight.preflight
+    seconds, original = {}, sft.checks.preflight
 
     def timed(trainer, config, train, *rest):
         for count in (1_000, 1_000_000):
@@ -230,7 +231,7 @@ def test_the_preflight_does_not_grow_with_the_rows(stage, monkeypatch):
             seconds[count] = time.perf_counter() - begun
         return checked
 
-    monkeypatch.setattr(utils.preflight, "preflight", timed)
+    monkeypatch.setattr(sft.checks, "preflight", timed)
     done = stage.run()
     assert done.code == 0, done.said
     print(seconds)

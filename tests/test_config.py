@@ -10,9 +10,11 @@ from trl import DPOConfig, GRPOConfig, SFTConfig
 from data_prep.best_of_k import BestOfKConfig
 from data_prep.filter import FilterConfig
 from data_prep.generate import GenerateConfig
+from dpo.config import DPORecipe
 from online_rl.config import OnlineRLRecipe
+from sft.config import SFTRecipe
 from utils.config import UserError, parse_config, parse_fields, read_config
-from utils.config import source as source_module
+from utils.config import read as read_module
 
 BASE = "model_name_or_path: tiny/base\ndataset_name: tiny/data/sft_messages.jsonl\n"
 
@@ -20,7 +22,7 @@ BASE = "model_name_or_path: tiny/base\ndataset_name: tiny/data/sft_messages.json
 def parse(tmp_path, text, *flags):
     path = tmp_path / "run.yaml"
     path.write_text(BASE + text)
-    return parse_config(read_config("", ["--config", str(path), *flags]), SFTConfig)
+    return parse_config(read_config("", ["--config", str(path), *flags]), SFTConfig, SFTRecipe)
 
 
 def message(tmp_path, text, *flags):
@@ -108,7 +110,7 @@ def test_a_missing_config_names_a_shipped_one(arguments):
 def test_missing_model_and_data(tmp_path):
     (tmp_path / "run.yaml").write_text("seed: 1\n")
     with pytest.raises(UserError) as error:
-        parse_config(read_config("", ["--config", str(tmp_path / "run.yaml")]), SFTConfig)
+        parse_config(read_config("", ["--config", str(tmp_path / "run.yaml")]), SFTConfig, SFTRecipe)
     assert "model_name_or_path: is missing" in str(error.value)
     assert "give either dataset_name or datasets" in str(error.value)
 
@@ -152,7 +154,7 @@ def test_numbers_are_read_as_people_write_them(tmp_path):
 def test_env_reaches_the_libraries(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     parse(tmp_path, "env: {WANDB_MODE: offline}\n")
-    assert source_module.os.environ["WANDB_MODE"] == "offline"
+    assert read_module.os.environ["WANDB_MODE"] == "offline"
 
 
 def test_paths_are_found_from_any_folder(tmp_path, monkeypatch):
@@ -185,7 +187,7 @@ def test_without_an_accelerator_the_run_is_float32_on_the_cpu(tmp_path, monkeypa
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_is_valid(path, monkeypatch):
-    monkeypatch.setattr(source_module, "require_hub", lambda source: None)
+    monkeypatch.setattr(read_module, "require_hub", lambda source: None)
     method = path.stem.split("_")[0]
     header = path.read_text().split("\n\n")[0]
     assert header.startswith("# ")
@@ -196,7 +198,8 @@ def test_every_shipped_config_is_valid(path, monkeypatch):
         parse_fields(read_config("", ["--config", str(path)], prepares), prepares)
         return
     folder, *classes = {
-        "sft": ("sft", SFTConfig), "dpo": ("dpo", DPOConfig), "grpo": ("online_rl", GRPOConfig, OnlineRLRecipe)
+        "sft": ("sft", SFTConfig, SFTRecipe), "dpo": ("dpo", DPOConfig, DPORecipe),
+        "grpo": ("online_rl", GRPOConfig, OnlineRLRecipe),
     }[method]  # fmt: skip
     # Another run's output may not be there yet.
     start = (

@@ -6,10 +6,10 @@ import pytest
 from conftest import recipe
 from datasets import Dataset
 
-from sft.train import to_training_row
+from sft.train import FORMATS, to_training_row
 from utils.config import UserError
 from utils.data import fingerprint, is_held_out, prompt_key, split_prompt
-from utils.data.rows import fault_of
+from utils.data.rows import row_fault
 from utils.data.splits import check_lines, mix
 
 USER, ASSISTANT = {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}
@@ -53,7 +53,7 @@ def conversation(n):
     ],
 )
 def test_faults_of_rows(row, fault):
-    found = fault_of(row, "sft")
+    found = row_fault(row, FORMATS)
     assert (found is None) if fault is None else fault in found
 
 
@@ -150,11 +150,11 @@ def test_public_column_sets_become_training_rows():
     """The documented columns of public sets that the README names."""
     gsm8k = {"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2"}
     capybara = {"source": "x", "messages": [USER, ASSISTANT], "num_turns": 1}
-    assert fault_of(to_training_row(gsm8k), "sft") is None
+    assert row_fault(to_training_row(gsm8k), FORMATS) is None
     assert to_training_row(capybara) == {"messages": [USER, ASSISTANT]}
     no_robots = {"prompt": "1 + 1?", "prompt_id": "x", "messages": [USER, ASSISTANT], "category": "y"}
     assert to_training_row(no_robots) == {"messages": [USER, ASSISTANT]}
-    assert fault_of(to_training_row({"instruction": "x", "output": "y"}), "sft") is not None
+    assert row_fault(to_training_row({"instruction": "x", "output": "y"}), FORMATS) is not None
 
 
 @pytest.mark.parametrize("suffix", ["json", "parquet", "csv"])

@@ -8,8 +8,9 @@ from conftest import ROOT
 from stage import assistant, pairs, user
 from trl import DPOConfig
 
+from dpo.config import DPORecipe
 from utils.config import parse_config, read_config
-from utils.evaluation import kl as drift
+from utils.evaluation import kl
 
 TRAIN = ()
 QUICK = "loss_type: [sigmoid, sft]\nloss_weights: [1.0, 0.5]\nlearning_rate: 1e-3"
@@ -53,7 +54,7 @@ def test_lora_precomputed_and_live_reference_agree(stage):
 def test_no_second_model_unless_it_is_needed(stage, text, precomputed):
     keys = ["precompute_ref_log_probs"] if "precompute" not in text else []
     source = read_config("", ["--config", str(stage.yaml("dpo", text, keys))])
-    assert parse_config(source, DPOConfig).training.precompute_ref_log_probs is precomputed
+    assert parse_config(source, DPOConfig, DPORecipe).training.precompute_ref_log_probs is precomputed
 
 
 HELD = [
@@ -97,7 +98,7 @@ def test_what_is_measured_of_pairs(stage):
     assert all(row["kl"] > 0.0 for row in after["rows"])
     shutil.rmtree(stage.folder / "out")
     # The same figures one row at a time, with the reference that the trainer holds or that is precomputed.
-    stage.monkeypatch.setattr(drift, "LOGITS", 1)
+    stage.monkeypatch.setattr(kl, "MAX_LOGITS", 1)
     text = text.replace("batch_size: 3", "batch_size: 1") + "\nprecompute_ref_log_probs: true"
     assert stage.run(text, method="dpo", flags=TRAIN).code == 0
     for when, there in (("before", before), ("after", after)):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from data_prep import filter as filter_py
 from data_prep.filters import single_row as rules
 from data_prep.filters.near_duplicates import clusters, copies, rows_a_band, signatures
+from data_prep.filters.personal_data import personal_data
 from data_prep.filters.scan import load_identifier
 from data_prep.filters.texts import HASHES, MARK, OPERATOR, Words, parts_of, words_of
 from utils.config import UserError
@@ -209,7 +210,7 @@ def test_repetition():
     ],
 )  # fmt: skip
 def test_personal_data(text, kind):
-    assert kind in rules.personal_data(text)
+    assert kind in personal_data(text)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_personal_data(text, kind):
     ],
 )  # fmt: skip
 def test_sums_are_no_personal_data(text):
-    assert rules.personal_data(text) is None
+    assert personal_data(text) is None
 
 
 def test_the_tiny_world_passes_every_rule():
@@ -239,7 +240,7 @@ def test_the_tiny_world_passes_every_rule():
                 assert rules.broken_format(response) is None, response
             assert rules.truncated_ending(part.answers[-1]) is None, part.answers
             assert rules.repetition(part.response, part.response_words) is None, part.response
-            assert rules.personal_data(part.everything()) is None, part.prompt
+            assert personal_data(part.everything()) is None, part.prompt
 
 
 @pytest.mark.parametrize(

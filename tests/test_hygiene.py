@@ -89,14 +89,13 @@ def without_docstrings(tree):
 
 def test_rooms_are_entered_by_their_doors():
     """From outside, a room's names are imported from its __init__.py, which lists them."""
-    doors = {module: path for module, path in MODULES.items() if path.name == "__init__.py" and module != "utils"}
+    doors = [module for module, path in MODULES.items() if path.name == "__init__.py" and module != "utils"]
     for module, path in MODULES.items():
         for name in imports_of(path):
             room = room_of(name)
             if room in doors and room != room_of(module):
-                is_name = name == room or (name.rpartition(".")[0] == room and name not in MODULES)
-                assert is_name, f"{module} imports {name}; import it from {room}"
-    for module, path in doors.items():
+                assert name == room, f"{module} imports {name}; import it from {room}"
+    for module in doors:
         names = vars(importlib.import_module(module))
         assert set(names["__all__"]) <= names.keys(), module
         assert 3 <= len(names["__doc__"].strip().splitlines()) <= 6, module

@@ -16,8 +16,8 @@ from conftest import ROOT, digest
 from stage import tasks, user
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from online_rl import vllm as backends
-from utils.config.fields import CHOICES
+from online_rl import vllm_backend as backends
+from online_rl.config import OnlineRLRecipe
 from utils.rewards.sandbox import unsupported
 
 TRAIN = ()
@@ -113,7 +113,7 @@ def test_a_killed_run_ends_with_the_same_weights(stage, tmp_path):
     assert kept == sorted(path.name for path in (tmp_path / "out/completions").iterdir())
 
 
-@pytest.mark.parametrize("loss", CHOICES["grpo"]["loss_type"])
+@pytest.mark.parametrize("loss", OnlineRLRecipe.CHOICES["loss_type"])
 def test_every_loss_passes_through(stage, loss):
     level = "sequence" if loss == "luspo" else "token"
     text = learning(stage, f"loss_type: {loss}\nimportance_sampling_level: {level}\nmax_steps: 1\nheldout_points: 0")
@@ -291,7 +291,7 @@ def test_a_vllm_server_is_looked_at_first(stage, answers, said):
 
 def pass_rate(stage, *flags):
     config = stage.yaml("grpo", learning(stage, "max_completion_length: 12\nper_device_eval_batch_size: 64"))
-    command = [sys.executable, str(ROOT / "data_prep/pass_rate.py"), "--config", str(config), *flags]
+    command = [sys.executable, str(ROOT / "online_rl/pass_rate.py"), "--config", str(config), *flags]
     environment = os.environ | {"PYTHONPATH": str(stage.folder)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -307,8 +307,8 @@ def test_pass_rates_and_their_resume(stage):
     assert counts["kept"] == len(kept) > 0
     assert all(0.1 <= row["pass_rate"] <= 0.9 for row in kept)
     # As if killed within the second batch, half a line on the disk.
-    lines = whole.with_suffix(".pass_rates.jsonl").read_text().splitlines(keepends=True)
-    again.with_suffix(".pass_rates.jsonl").write_text("".join(lines[: 1 + 16]) + "0.")
+    lines = whole.with_suffix(".journal.jsonl").read_text().splitlines(keepends=True)
+    again.with_suffix(".journal.jsonl").write_text("".join(lines[:2]) + lines[2][:9])
     done = pass_rate(stage, "--keep_to", str(again))
     assert "16 are done already" in done.stdout
     assert again.read_text() == whole.read_text()
@@ -318,7 +318,7 @@ def test_pass_rates_and_their_resume(stage):
     assert (done.returncode, "was made otherwise" in done.stderr) == (2, True)
     again.unlink()
     done = pass_rate(stage, "--keep_to", str(again), "--seed", "3")
-    assert (done.returncode, "holds the tries of another config" in done.stderr) == (2, True)
+    assert (done.returncode, "holds the answers of an unfinished run" in done.stderr) == (2, True)
     assert pass_rate(stage).returncode == 2
 
 

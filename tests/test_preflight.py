@@ -1,5 +1,6 @@
 """The preflight lets healthy runs pass, and leaves no trace in them."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -8,10 +9,8 @@ import time
 import pytest
 from conftest import ROOT
 from safetensors.torch import load_file
-from stage import ROWS, assistant, pairs, sums, tasks, user
+from stage import FOLDERS, ROWS, assistant, pairs, sums, tasks, user
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
-
-import utils.preflight.preflight
 
 THOUGHT = assistant("<think>\nOne more.\n</think>\n\nIt is 3.")
 TOOL = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {
@@ -96,7 +95,10 @@ def test_a_metric_of_the_users_own_that_fails_is_told(stage):
     held = stage.write("held.jsonl", sums(2, start=90))
     done = stage.run(f"eval_metrics: [my_rewards.needs]\nheldout_name: {held}")
     assert done.code == 2
-    done.tells("eval_metrics: my_rewards.needs cannot score held-out row 1: KeyError: 'nowhere'. Remove the metric")
+    done.tells(
+        "eval_metrics: my_rewards.needs cannot score held-out row 1: KeyError: 'nowhere' "
+        "at my_rewards.py:2, in needs. Remove the metric"
+    )
 
 
 def test_gold_in_the_column_of_trl(stage):
@@ -134,8 +136,7 @@ def test_the_preflight_leaves_no_trace(stage, method):
     ends = []
     for checked in (True, False):
         if not checked:
-            stage.monkeypatch.setattr(utils.preflight, "SHARED", ())
-            stage.monkeypatch.setattr(utils.preflight.METHODS[method], "CHECKS", ())
+            stage.monkeypatch.setattr(importlib.import_module(f"{FOLDERS[method]}.checks"), "CHECKS", ())
         out = stage.folder / f"out_{checked}"
         assert stage.run(f"{text}\noutput_dir: {out}", rows=ROWS[method], method=method, flags=()).code == 0
         logs = json.loads((out / "checkpoint-4/trainer_state.json").read_text())["log_history"]

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from utils.rewards import final_number
-from utils.rewards.answers import code_of, text_of
+from utils.rewards.answers import answer_text, code_of
 from utils.rewards.functions import (
     code_passes_tests,
     contains_answer,
@@ -179,7 +179,7 @@ def test_what_a_tool_said_is_no_answer():
     """A completion that is cut after a tool's turn ends with the tool's result, which the model never gave."""
     call = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "12 + 7"}}}
     cut = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "19"}]
-    assert text_of(cut) == ""
+    assert answer_text(cut) == ""
     for reward in (exact_match, math_accuracy, contains_answer):
         assert reward([cut], answer=["19"]) == [0.0]
 

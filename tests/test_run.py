@@ -200,7 +200,7 @@ def test_held_out_rows_that_change_before_the_first_checkpoint_are_measured_anew
     [
         (
             {"eval_metrics": "exact_mach"},
-            "exact_mach is not a reward of utils/rewards.py. There are: code_passes_tests, contains_answer",
+            "exact_mach is not a reward of utils/rewards/functions.py. There are: code_passes_tests, contains_answer",
         ),
         ({"eval_metrics": "final_number"}, "final_number is not a reward"),
         ({"chat_template": "null"}, "chat_template: the rows are messages, and the tokenizer has no chat template"),

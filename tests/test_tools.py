@@ -15,7 +15,7 @@ from utils.config import UserError
 from utils.generation import Toolbox, call_tools
 from utils.generation import dialogues as generation
 from utils.generation.tools import calculator
-from utils.model import add_response_template, read_template
+from utils.model import read_template, read_tool_calls
 
 TRAIN = ()
 STANDS = "accept: [equal_rewards, clipped_completions, gold_not_best, template_mismatch]"
@@ -100,7 +100,7 @@ def test_an_environment_is_begun_for_each_row():
 def tokenizer():
     found = AutoTokenizer.from_pretrained(ROOT / "tiny/base")
     found.chat_template = read_template("qwen3_training")
-    add_response_template(found)
+    read_tool_calls(found)
     return found
 
 
@@ -169,11 +169,13 @@ def test_turns_are_those_of_trl(tokenizer, monkeypatch, tmp_path, name, limit, t
 def test_templates_that_hold_no_tools_are_refused(stage):
     for template, said in (
         ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "the chat template shows no tool calls"),
-        (read_template("qwen3") + "{# mine #}", "nobody knows how to read tool calls"),
+        (read_template("qwen3") + "{# mine #}", "TRL cannot read tool calls"),
     ):
         path = stage.write("mine.jinja", template)
         stage.run(f"{STANDS}\nchat_template: {path}\ntools: [calculator]", method="grpo").tells(f"tools: {said}")
-    stage.run(f"{STANDS}\ntools: [abacus]", method="grpo").tells("tools: abacus is not a tool of utils/tools.py")
+    stage.run(f"{STANDS}\ntools: [abacus]", method="grpo").tells(
+        "tools: abacus is not a tool of utils/generation/tools.py"
+    )
     with pytest.raises(UserError):
         read_template("no_such_template")
 
@@ -210,7 +212,7 @@ def test_tools_and_environments_that_cannot_be_used_are_told(stage):
     for text, said in (
         ("tools: [my_tools.bare]", "tools: bare cannot be shown to the model"),
         ("environment_factory: my_tools.Mute", "my_tools.Mute has no method reset(**row)"),
-        ("environment_factory: my_tools.Needs", "my_tools.Needs cannot be made without arguments"),
+        ("environment_factory: my_tools.Needs", "my_tools.Needs cannot be built without arguments"),
         ("environment_factory: my_tools.Room", "tools: act cannot be shown to the model"),
     ):
         done = stage.run(f"{STANDS}\n{text}", method="grpo")

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from data_prep.filters import single_row as rules
 from data_prep.filters.contamination import Known
 from data_prep.filters.near_duplicates import signatures
+from data_prep.filters.personal_data import personal_data
 from data_prep.filters.texts import Parts, Words, key_of, parts_of, words_of
 from utils.config import ROOT, UserError
 
@@ -230,7 +231,7 @@ def faults(row: dict, part: Parts, settings):
             or (rules.repetition(part.response, part.response_words) if learnt else None),
         )
     if settings.personal_data:
-        yield "personal_data", rules.personal_data(part.everything())
+        yield "personal_data", personal_data(part.everything())
 
 
 def first(found: Iterable[str | None]) -> str | None:

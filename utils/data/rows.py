@@ -28,6 +28,8 @@ def row_fault(row: dict, formats: Iterable[tuple[str, ...]]) -> str | None:
     for column in ("messages", "prompt", "completion", "text", "chosen", "rejected"):
         if column in row and (fault := part_fault(row[column])):
             return f"{column} {fault}"
+    if isinstance(row.get("messages"), str):
+        return "messages is a text; write a list of messages"
     both = [column for column in ("prompt", "completion", "chosen", "rejected") if column in row]
     if len({type(row[column]) for column in both}) > 1:
         return f"{' and '.join(both)} must all be texts, or all be lists of messages"

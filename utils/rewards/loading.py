@@ -1,4 +1,7 @@
-"""Reward functions and metrics: found by the names that a config gives them, tried, and called as TRL calls them."""
+"""Reward functions and metrics: found by the names that a config gives them, tried, and called as TRL calls them.
+
+Nothing heavy is imported before it is needed: the processes of mathematics.py start through here.
+"""
 
 import asyncio
 import functools
@@ -7,15 +10,16 @@ import inspect
 from collections.abc import Awaitable, Callable
 from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from datasets import Dataset
-from transformers import PreTrainedModel
 
 from utils.config import Config, UserError, choose, describe_error, import_dotted
 from utils.data import split_prompt
-from utils.model import load_reward_model
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
 
 # The columns that hold a row's prompt and answers; all others are given to reward functions by their names.
 NOT_ARGUMENTS = {"prompt", "completion", "completion_ids", "messages", "chosen", "rejected", "text"}
@@ -39,7 +43,7 @@ def find_reward(key: str, name: str) -> Callable:
     return choose(key, name, shipped_rewards(), "utils/rewards/functions.py")
 
 
-def load_metrics(config: Config, heldout: Dataset) -> dict[str, Callable]:
+def load_metrics(config: Config, heldout: "Dataset") -> dict[str, Callable]:
     """The functions that `eval_metrics` names, each tried on the held-out rows' own references.
 
     Raises UserError, before anything is trained, if there is no such function or a reference cannot be scored.
@@ -92,6 +96,8 @@ def reward_columns(rows: list[dict]) -> dict[str, list]:
 
 def call_reward(function: Callable, arguments: dict[str, list]) -> list[float | None]:
     """The scores of a reward function as plain numbers, awaited if it is asynchronous; called as TRL calls it."""
+    import torch
+
     scores = function(**{"trainer_state": None, "log_extra": ignore, "log_metric": ignore} | arguments)
     scores = asyncio.run(scores) if inspect.isawaitable(scores) else scores
     return [score.item() if isinstance(score, (np.generic, torch.Tensor)) else score for score in scores]
@@ -101,11 +107,13 @@ def ignore(*_: object) -> None:
     """Stands in for the trainer's log where there is none."""
 
 
-def load_rewards(config: Config) -> list[Callable | PreTrainedModel]:
+def load_rewards(config: Config) -> "list[Callable | PreTrainedModel]":
     """What `reward_funcs` names: functions, or reward models by a hub name or a folder.
 
     Raises UserError if there is none, or no such function or model.
     """
+    from utils.model import load_reward_model
+
     names = config.recipe.reward_funcs
     if not names and not config.recipe.environment_factory:
         raise UserError(
