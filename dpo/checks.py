@@ -95,7 +95,7 @@ def check_swapped(context: PreflightContext) -> None:
                     completions=[row["chosen"], row["rejected"]], answer=[str(row["answer"])] * 2
                 )
             except ValueError:
-                continue  # a reference that the metric cannot read; load_metrics tells of it where it is measured
+                continue  # a reference that the metric cannot read; load_metrics reports it where it is measured
             by, difference = name, sides[0] - sides[1]
         else:
             continue

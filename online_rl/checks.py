@@ -96,7 +96,7 @@ def check_rollout(context: PreflightContext) -> None:
             "equal_rewards",
             f"in {equal:.0%} of {len(rows)} groups all {args.num_generations} completions got the same reward (mean "
             f"{reward:.2f}), and such a group has no gradient. Take prompts that the model solves sometimes, raise "
-            "num_generations or temperature, or fix the reward; start from a model that knows the answer's form",
+            "num_generations or temperature, or fix the reward; start from a model that knows the answer format",
             stops=equal == 1,
         )
     if clipped > 0.5:
@@ -113,7 +113,7 @@ def check_true_score(context: PreflightContext) -> None:
     if not (measured and len(context.heldout) and context.config.recipe.eval_prompts):
         context.report(
             "no_true_score",
-            "nothing is measured on held-out prompts, so a reward that is gamed would look like success. Write "
+            "nothing is measured on held-out prompts, so reward hacking would look like success. Write "
             "heldout_fraction: 0.02 (or heldout_name), and eval_metrics: [exact_match] or what is truly wanted",
         )
 

@@ -30,7 +30,7 @@ def check_rewards(context: PreflightContext) -> None:
     """Each reward function on right, wrong, empty, odd and very long answers to the rows' own questions.
 
     A right answer must get more than a wrong one of the same form, and no other answer may get more than it. If that
-    form is not the rows' own, it is said: accuracy_reward of TRL, for one, counts boxed answers alone.
+    style is not the rows' own, that is reported: TRL's accuracy_reward, for one, counts only boxed answers.
     """
     rows = [row for row in context.sample if split_prompt(row)[1]][:PROBED]
     has_gold, rows = bool(rows), rows or context.sample[:PROBED]
@@ -42,7 +42,7 @@ def check_rewards(context: PreflightContext) -> None:
     functions, names = context.trainer.reward_funcs[:count], context.trainer.reward_func_names[:count]
     for function, name, weight in zip(functions, names, weights[:count], strict=True):
         if isinstance(function, nn.Module):
-            continue  # a reward model reads any text; the first rollout tells what it gives
+            continue  # a reward model reads any text; the first rollout shows its scores
         given = try_reward(context, function, name, rows, probes)
         if given is not None and is_shipped(name):  # can it read the gold of every row? What runs code, of 1,000
             every = context.sample if name == "code_passes_tests" else context.train.to_list()
@@ -159,13 +159,15 @@ def call_as_trained(
         context.toolbox.release(opened)
     numbers = [score for score in scores if score is not None]
     if len(scores) != len(rows):
-        raise ValueError(f"gives {len(scores)} scores for {len(rows)} completions. Give one a completion")
+        raise ValueError(f"returns {len(scores)} scores for {len(rows)} completions. Return one for each completion")
     if odd := [score for score in numbers if not isinstance(score, (int, float))]:
         raise ValueError(
-            f"gives {odd[0]!r} for {what}, which is no number. Give a float, or None where it does not apply"
+            f"gives {odd[0]!r} for {what}, which is not a number. Return a float, or None where it does not apply"
         )
     if bad := [score for score in numbers if not math.isfinite(score)]:
-        raise ValueError(f"gives {bad[0]} for {what}: its group would have no gradient. Give a finite number, or None")
+        raise ValueError(
+            f"gives {bad[0]} for {what}: its group would have no gradient. Return a finite number, or None"
+        )
     return scores
 
 

@@ -78,7 +78,7 @@ def total_rewards(trainer: GRPOTrainer) -> list[float]:
 def equal_groups(trainer: GRPOTrainer) -> float:
     """The share of the newest generation's groups whose completions all got one reward.
 
-    TRL's frac_reward_zero_std is 0 wherever a sum is no float: eight times 1.2 have a spread of 1e-7, for TRL not 0.
+    TRL's frac_reward_zero_std is 0 wherever a sum is not exact: eight times 1.2 have a spread of 1e-7, for TRL not 0.
     """
     totals, size = total_rewards(trainer), trainer.num_generations
     groups = [totals[start : start + size] for start in range(0, len(totals), size)]

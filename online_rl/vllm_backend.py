@@ -33,7 +33,7 @@ def check_backend(config: Config) -> None:
     if config.training.vllm_mode == "server":
         check_server(config)
     elif not torch.accelerator.is_available():
-        raise UserError("use_vllm: vLLM beside the training needs a GPU, and there is none. Write use_vllm: false")
+        raise UserError("use_vllm: vLLM in the training process needs a GPU, and there is none. Write use_vllm: false")
 
 
 def check_version(who: str, found: str) -> None:
@@ -57,22 +57,22 @@ def check_server(config: Config) -> None:
     )
     wait_for(where, training.vllm_server_timeout, command)
     try:
-        number = ask(f"{where}/version", command)["version"]
-        transfer = ask(f"{where}/server_info?config_format=json", command)["vllm_config"]["weight_transfer_config"]
-        served = ask(f"{where}/v1/models", command)["data"][0]
+        number = query(f"{where}/version", command)["version"]
+        transfer = query(f"{where}/server_info?config_format=json", command)["vllm_config"]["weight_transfer_config"]
+        served = query(f"{where}/v1/models", command)["data"][0]
         serves, context = served["id"].rstrip("/").split("/")[-1], int(served["max_model_len"])
         Version(number)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"vllm_mode: what listens at {where} is no vLLM server ({type(error).__name__}: {error}). "
+            f"vllm_mode: what listens at {where} is not a vLLM server ({type(error).__name__}: {error}). "
             f"Start one with: {command}"
         ) from None
     check_version(f"the server at {where}", number)
     if transfer is None:
-        raise UserError(f"vllm_mode: the server at {where} takes no new weights. Start it with: {command}")
+        raise UserError(f"vllm_mode: the server at {where} does not accept new weights. Start it with: {command}")
     if serves != name.rstrip("/").split("/")[-1]:
         raise UserError(
-            f"vllm_mode: the server at {where} serves {served['id']}, and {name} is trained. Start it with: {command}"
+            f"vllm_mode: the server at {where} serves {served['id']}, but {name} is trained. Start it with: {command}"
         )
     if context <= training.max_completion_length:
         raise UserError(
@@ -83,7 +83,7 @@ def check_server(config: Config) -> None:
 
 def wait_for(where: str, seconds: float, command: str) -> None:
     """Until the server is up. TRL asks without a time limit, and a server that says nothing would hold it."""
-    end, told = time.monotonic() + seconds, False
+    end, reported = time.monotonic() + seconds, False
     while True:
         try:
             urlopen(f"{where}/health", timeout=PATIENCE).close()
@@ -95,14 +95,14 @@ def wait_for(where: str, seconds: float, command: str) -> None:
                 f"vllm_mode: no vLLM server answers at {where} after {seconds:g} s ({reason}). "
                 f"Start it with: {command}"
             )
-        if not told:
+        if not reported:
             say("waiting", f"for the vLLM server at {where}, up to {seconds:g} s")
-            told = True
+            reported = True
         time.sleep(min(1.0, max(0.0, end - time.monotonic())))
 
 
-def ask(url: str, command: str) -> dict:
-    """A server's answer. Raises UserError if it has none: then it lacks what TRL needs, or is no vLLM server."""
+def query(url: str, command: str) -> dict:
+    """A server's answer. Raises UserError if it has none: then it lacks what TRL needs, or is not a vLLM server."""
     try:
         with urlopen(url, timeout=PATIENCE) as response:
             return json.load(response)

@@ -76,8 +76,8 @@ def check_masks(context: PreflightContext) -> None:
         fix = "completion_only_loss: true" if "completion" in columns else "assistant_only_loss: true"
         context.report(
             "prompts_trained",
-            "every token is learnt, the users' turns as well as the answers: the model also learns to ask. Write "
-            f"{fix}",
+            "every token is learnt, the users' turns as well as the answers: the model also learns to write the "
+            f"questions. Write {fix}",
         )
     empty = [i for i, row in enumerate(context.tokenized) if not any(row["trained"])]
     if empty:

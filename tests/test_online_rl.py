@@ -192,7 +192,7 @@ def test_code_as_a_reward(stage):
 
 def test_what_is_no_reward_model_is_refused(stage):
     stage.run(f"{STANDS}\nreward_funcs: [tiny/base]", method="grpo").tells(
-        "reward_funcs: tiny/base is no reward model: it lacks score.weight, and random weights would judge"
+        "reward_funcs: tiny/base is not a reward model: it lacks score.weight, and random weights would judge"
     )
     several = AutoModelForSequenceClassification.from_pretrained(ROOT / "tiny/base", num_labels=3)
     several.save_pretrained(stage.folder / "several")
@@ -251,9 +251,9 @@ ANSWERS = {
             {"/v1/models": {"data": [{"id": "tiny/base", "max_model_len": 8}]}},
             "has a context of 8, which leaves no room",
         ),
-        ({"/version": {}}, "is no vLLM server (KeyError: 'version')"),
-        ({"/version": {"version": "main-abc"}}, "is no vLLM server (InvalidVersion"),
-        ({"/v1/models": {"data": []}}, "is no vLLM server (IndexError"),
+        ({"/version": {}}, "is not a vLLM server (KeyError: 'version')"),
+        ({"/version": {"version": "main-abc"}}, "is not a vLLM server (InvalidVersion"),
+        ({"/v1/models": {"data": []}}, "is not a vLLM server (IndexError"),
         ({"/health": None}, "no vLLM server answers at http://127.0.0.1:"),
         ({"/health": "sleep"}, "no vLLM server answers at http://127.0.0.1:"),
     ],

@@ -222,7 +222,7 @@ def test_tools_and_environments_that_cannot_be_used_are_told(stage):
     done = stage.run(f"{STANDS}\nenvironment_factory: {{a: my_env.Quiet}}", method="grpo")
     done.tells("a row's column `environment` is None, and there are: a")
     texts = [{"prompt": "1 + 1 =", "answer": "2"}] * 8
-    stage.run(f"{STANDS}\ntools: [calculator]", rows=texts, method="grpo").tells("tools: the rows are texts")
+    stage.run(f"{STANDS}\ntools: [calculator]", rows=texts, method="grpo").tells("tools: the rows are plain texts")
 
 
 def test_the_schema_of_the_tool_rows_is_the_tools_own():

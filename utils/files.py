@@ -49,7 +49,7 @@ class Ticker:
 
     def __init__(self, what: str, total: int, done: int = 0, unit: str = ""):
         self.what, self.total, self.done, self.first, self.unit = what, total, done, done, unit
-        self.began = self.told = time.monotonic()
+        self.began = self.reported = time.monotonic()
         columns = (TextColumn(f"[bold]{what:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
 
@@ -67,7 +67,7 @@ class Ticker:
         self.done += count
         if self.bar:
             self.bar.update(self.task, completed=self.done)
-        elif (now := time.monotonic()) - self.told > EVERY and self.done > self.first:
-            self.told, rate = now, (self.done - self.first) / (now - self.began)
+        elif (now := time.monotonic()) - self.reported > EVERY and self.done > self.first:
+            self.reported, rate = now, (self.done - self.first) / (now - self.began)
             left = (self.total - self.done) / rate
             say(self.what, f"{self.done:,} of {self.total:,} {self.unit}  {rate:,.0f} a second  {left:,.0f} s left")

@@ -80,7 +80,7 @@ def read_template(name: str) -> str:
 
 
 def load_model(config: Config) -> PreTrainedModel:
-    """The causal language model, in `dtype`, quantised if asked for."""
+    """The causal language model, in `dtype`, quantised if the config says so."""
     quantization = get_quantization_config(config.model)
     try:
         return AutoModelForCausalLM.from_pretrained(
@@ -117,8 +117,8 @@ def load_reward_model(name: str, dtype: str | None, key: str = "reward_funcs") -
         raise UserError(f"{key}: {name} cannot be loaded as a reward model: {first_line(error)}") from None
     if missing := sorted(report["missing_keys"]):
         raise UserError(
-            f"{key}: {name} is no reward model: it lacks {', '.join(missing[:3])}, and random weights would "
-            "judge. Name a sequence-classification model that was trained to score"
+            f"{key}: {name} is not a reward model: it lacks {', '.join(missing[:3])}, and random weights would "
+            "score. Name a sequence-classification model that was trained to score"
         )
     if model.config.num_labels != 1:
         raise UserError(
@@ -141,7 +141,7 @@ def load_adapter(config: Config) -> PeftConfig | None:
 def save_model(trainer: Trainer, config: Config) -> None:
     """The trained model and its tokenizer into output_dir, ready for `from_pretrained`.
 
-    EOS stands first in the generation config, so that generation stops where the training rows did. With LoRA the
+    EOS comes first in the generation config, so that generation stops where the training rows did. With LoRA the
     adapter is saved, and with `merge_adapter` the merged model too, in `output_dir/merged`.
     """
     model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class

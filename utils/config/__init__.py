@@ -5,6 +5,7 @@ mirrored: TRL's own dataclasses are checked against. It never loads a model or a
 method adds to the config is a subclass of RecipeConfig in the method's folder.
 """
 
+from utils.config.earlier import earlier_state
 from utils.config.fields import FREE_TO_CHANGE, FREE_UNTIL_DONE, RecipeConfig
 from utils.config.findings import Finding, Findings
 from utils.config.hub import missing_model
@@ -16,6 +17,6 @@ from utils.config.source import ROOT, Source, UserError, local_path
 
 __all__ = [
     "FREE_TO_CHANGE", "FREE_UNTIL_DONE", "ROOT", "Config", "Finding", "Findings", "RecipeConfig", "Source",
-    "UserError", "as_user_error", "choose", "describe_error", "import_dotted", "local_path", "missing_model",
-    "parse_config", "parse_fields", "read_config", "run_main",
+    "UserError", "as_user_error", "choose", "describe_error", "earlier_state", "import_dotted", "local_path",
+    "missing_model", "parse_config", "parse_fields", "read_config", "run_main",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Rows, from files or the hub to what a trainer is given: checked, mixed, and split by a hash of what they ask.
+"""Rows, from files or the hub to what a trainer is given: checked, mixed, and split by a hash of their prompt.
 
 The recipes call `load_splits`; preflight, evaluation and data preparation read rows by the functions of rows.py, the
 one place that knows TRL's row formats. It never tokenizes, and never changes what a row says.

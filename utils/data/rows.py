@@ -1,4 +1,4 @@
-"""What a row is: whether it can be trained on, what it asks and teaches, and the keys by which rows are told apart.
+"""What a row is: whether it can be trained on, what it asks and teaches, and the keys that tell rows apart.
 
 The one reader of TRL's row formats, for recipes and data preparation; it imports no heavy library.
 """
@@ -90,7 +90,7 @@ def split_pair(row: dict) -> tuple[Messages | str | None, Messages | str | None,
 def split_prompt(row: dict) -> tuple[Messages | str | None, str]:
     """(prompt, reference answer): what comes before the last assistant turn, and that turn's text.
 
-    The prompt is a list of messages, a text, or None for plain text rows, which ask nothing. The reference of a row
+    The prompt is a list of messages, a text, or None for plain text rows, which have no prompt. The reference of a row
     with a column `answer` or `solution` is that column; of a pair, what was chosen.
     """
     if "messages" in row:
@@ -123,11 +123,11 @@ def describe_row(row: dict, most: int = 80) -> str:
 
 
 def prompt_key(row: dict) -> bytes:
-    """What a row asks first, whatever the spacing and case: rows that share it are never split."""
+    """A row's first question, spacing and case aside: rows that share it are never split."""
     prompt, text = split_prompt(row)
     if isinstance(prompt, list):
-        asked = [message["content"] or "" for message in prompt if message["role"] == "user"]
-        text = asked[0] if asked else json.dumps(prompt)
+        questions = [message["content"] or "" for message in prompt if message["role"] == "user"]
+        text = questions[0] if questions else json.dumps(prompt)
     elif isinstance(prompt, str):
         text = prompt
     return hashlib.sha256(" ".join(text.lower().split()).encode(errors="replace")).digest()[:16]

@@ -1,6 +1,6 @@
 """Rows: loaded from files or the hub, checked, and split by a hash of the prompt.
 
-A row is in training or in held-out by what it asks, not by where it stands: number of processes, order, shuffling and
+A row is in training or in held-out by its prompt, not by its place: number of processes, order, shuffling and
 resume cannot move it, and two rows with one prompt are always on the same side.
 """
 
@@ -56,9 +56,11 @@ def load_splits(
             "Write one that TRL ships (chat_template: qwen3) or a .jinja file"
         )
     if (config.recipe.tools or config.recipe.environment_factory) and not messages:
-        raise UserError("tools: the rows are texts, and tools need turns. Write prompts as messages")
+        raise UserError("tools: the rows are plain texts, and tools need messages. Write prompts as messages")
     if vars(config.training).get("assistant_only_loss") and not messages:
-        raise UserError("assistant_only_loss: the rows are texts, without turns. Write assistant_only_loss: false")
+        raise UserError(
+            "assistant_only_loss: the rows are plain texts, without turns. Write assistant_only_loss: false"
+        )
     return train, heldout
 
 
@@ -81,15 +83,15 @@ def make_splits(
         rows = load_rows(recipe.heldout_name, recipe.heldout_config, recipe.heldout_split, None)
         heldout = prepare(rows, recipe.heldout_name, to_training_row, formats, config, None)
         kept_out = set(heldout["_prompt_key"][:])
-        asked = [i for i, key in enumerate(keys) if key in kept_out]
-        if asked:
+        leaked = [i for i, key in enumerate(keys) if key in kept_out]
+        if leaked:
             config.findings.add(
                 "heldout_in_training",
-                f"{len(asked):,} of {len(train):,} training rows ask a prompt of {Path(recipe.heldout_name).name} "
-                f"(the first: {describe_row(train[asked[0]])}) and are left out: figures on known prompts mean "
+                f"{len(leaked):,} of {len(train):,} training rows have a prompt of {Path(recipe.heldout_name).name} "
+                f"(the first: {describe_row(train[leaked[0]])}) and are left out: figures on known prompts mean "
                 "nothing. Remove them",
             )
-            left_out = set(asked)
+            left_out = set(leaked)
             train = train.select([i for i in range(len(train)) if i not in left_out])
     else:
         share = recipe.heldout_fraction
@@ -111,7 +113,7 @@ def find_duplicates(train: "Dataset", config: Config) -> None:
         config.findings.add(
             "duplicate_rows",
             f"{extra:,} of {len(train):,} training rows are copies of others ({most[1]} times: "
-            f"{describe_row(train[first])}), so they weigh more than the rest. Remove the copies",
+            f"{describe_row(train[first])}), so they count more than the rest. Remove the copies",
         )
 
 
@@ -123,7 +125,7 @@ def without_identical_pairs(rows: "Dataset", name: str, config: Config) -> "Data
         config.findings.add(
             "identical_pairs",
             f"{len(same):,} of {len(rows):,} pairs of {Path(name).name} have chosen equal to rejected "
-            f"(rows {numbers}): they teach nothing and are left out. Remove them, or look at how the pairs were made",
+            f"(rows {numbers}): they teach nothing and are left out. Remove them, or check how the pairs were made",
             stops=len(same) > len(rows) / 20,
         )
     if len(same) == len(rows):

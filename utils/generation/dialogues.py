@@ -28,7 +28,7 @@ class Dialogue:
     prompt_ids: list[int]
     tools: list = field(default_factory=list)
     environment: object = None
-    ids: list[int] = field(default_factory=list)  # the completion, with what tools said
+    ids: list[int] = field(default_factory=list)  # the completion, with tool results
     own: list[bool] = field(default_factory=list)  # which of these tokens the model made
     messages: list[dict] = field(default_factory=list)
     turns: int = 0
@@ -41,7 +41,7 @@ class Dialogue:
         return bool(self.own) and self.own[-1] and self.ids[-1] in stops
 
     def text(self, tokenizer, stops: list[int]) -> str:
-        """For people: the model's turns, and between them what it was told."""
+        """For people: the model's turns, and between them the tool results."""
         if not self.tools:
             return tokenizer.decode([token for token in self.ids if token not in stops])
         return tokenizer.decode(self.ids).removesuffix(tokenizer.eos_token)
@@ -84,17 +84,17 @@ def answer_prompts(
     toolbox: Toolbox,
     **sampling: float,
 ) -> list[Dialogue]:
-    """Answers to (number, row) pairs, greedy if no sampling settings are given; rows that ask nothing have none.
+    """Answers to (number, row) pairs, greedy if no sampling settings are given; plain text rows have none.
 
     A turn that calls tools is answered by them, and the model goes on, until it calls none, has used up its tokens
-    (what tools say counted) or, with max_tool_calling_iterations, its turns.
+    (tool results counted) or, with max_tool_calling_iterations, its turns.
 
     Args:
         sampling: max_new_tokens (by default eval_max_new_tokens), temperature, top_p, top_k, min_p.
     """
     settings = template_settings(config, tokenizer, toolbox)
-    begun = [begin_dialogue(index, row, tokenizer, toolbox, settings) for index, row in rows]
-    dialogues = [dialogue for dialogue in begun if dialogue]
+    started = [begin_dialogue(index, row, tokenizer, toolbox, settings) for index, row in rows]
+    dialogues = [dialogue for dialogue in started if dialogue]
     stops = stop_tokens(model, tokenizer)
     how = NEUTRAL | {"max_new_tokens": config.recipe.eval_max_new_tokens, "do_sample": bool(sampling)} | sampling
     generation = GenerationConfig(use_cache=True, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id, **how)
@@ -121,7 +121,7 @@ def complete(
 
     Args:
         make: the tokens that follow each of n lists of tokens.
-        limit: tokens of a completion, what tools say counted.
+        limit: tokens of a completion, tool results counted.
         turns: how often tools may be called; None: as often as the tokens allow.
         settings: of the chat template.
         context: the model's, in tokens.
@@ -141,7 +141,7 @@ def complete(
 
 
 def begin_dialogue(index: int, row: dict, tokenizer, toolbox: Toolbox, settings: dict) -> Dialogue | None:
-    """A row's prompt as the model is shown it, with what it may call; None for a row that asks nothing."""
+    """A row's prompt as the model is shown it, with what it may call; None for a plain text row."""
     prompt, reference = split_prompt(row)
     if prompt is None:
         return None
@@ -161,7 +161,7 @@ def until_asked(prompt: list[dict]) -> list[dict]:
 
 def take_turn(dialogue: Dialogue, ids: list[int], tokenizer) -> None:
     dialogue.turns += 1
-    if not ids:  # what tools said used up the room
+    if not ids:  # tool results used up the room
         return
     if dialogue.tools:
         prefix = dialogue.prompt_ids + dialogue.ids

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import DocstringParsingException, TypeHintParsingException, get_json_schema
 
 from utils.config import Config, UserError, choose, describe_error, import_dotted
+from utils.files import say
 
 SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 LONGEST = 200  # characters of an expression; with no powers to be had, its result is not much longer
@@ -60,7 +61,7 @@ TOOLS = {"calculator": calculator}
 
 @runtime_checkable
 class Environment(Protocol):
-    """What begins a rollout."""
+    """What a rollout can be started in."""
 
     def reset(self, **row: object) -> str | None: ...
 
@@ -140,7 +141,9 @@ class Toolbox:
 
 
 def methods_of(environment: object) -> list[Callable]:
-    """Its public methods but reset and get_reward; listed on the class: a look at it would run its properties."""
+    """Its public methods but reset and get_reward; listed on the class, since looking at the object
+    would run its properties.
+    """
     methods = inspect.getmembers(type(environment), inspect.isfunction)
     kept = [(name, method) for name, method in methods if name not in ("reset", "get_reward")]
     return [method.__get__(environment) for name, method in kept if not name.startswith("_")]
@@ -160,11 +163,23 @@ def call_tools(message: dict, tools: list[Callable]) -> list[dict]:
             result = by_name[name](**function["arguments"])
             if inspect.isawaitable(result):
                 result, came = asyncio.run(result), later  # TRL puts what it waits for last
-        except Exception as error:  # the user's function, on the model's arguments: whatever it raises is an answer
+        except Exception as error:  # the user's function, on the model's arguments: what it raises is its answer
             result = {"error": str(error)}
+            report_once(name, error)
         content = result if isinstance(result, list) else str(result)
         came.append({"role": "tool", "name": name, "content": content})
     return at_once + later
+
+
+REPORTED: set[str] = set()
+
+
+def report_once(name: str, error: Exception) -> None:
+    """What a user's own tool raises is given to the model; since it may be a bug, it is printed once a place."""
+    text = describe_error(error)
+    if text not in REPORTED and " at " in text:  # with a place: not one of ours
+        REPORTED.add(text)
+        say("WARNING", f"the tool {name} raised an error, which is given to the model as its answer: {text}")
 
 
 def tool_suffix(tokenizer: PreTrainedTokenizerBase, answered: list[dict], settings: dict) -> list[int]:
@@ -177,7 +192,7 @@ def tool_suffix(tokenizer: PreTrainedTokenizerBase, answered: list[dict], settin
     ends = [place for place, token in enumerate(head) if token == tokenizer.eos_token_id]
     head = head[: ends[-1] + 1] if ends else head
     if whole[: len(head)] != head:
-        raise ValueError("the chat template renders a turn otherwise when another follows, so turns cannot be added")
+        raise ValueError("the chat template renders a turn differently when another follows, so turns cannot be added")
     return whole[len(head) :]
 
 

@@ -34,8 +34,8 @@ def check_tokens(context: PreflightContext) -> None:
     if doubled:
         context.report(
             "double_bos",
-            f"{context.describe_rows(doubled)} begin with {tokenizer.bos_token} twice, which no model ever saw: the "
-            f"text or the chat template writes it, and the tokenizer adds it again. Remove {tokenizer.bos_token} "
+            f"{context.describe_rows(doubled)} begin with {tokenizer.bos_token} twice, which no model has ever seen: "
+            f"the text or the chat template writes it, and the tokenizer adds it again. Remove {tokenizer.bos_token} "
             "from the rows or the template",
             stops=True,
         )
@@ -105,10 +105,10 @@ def check_lengths(context: PreflightContext) -> None:
 
 def check_template(context: PreflightContext) -> None:
     """Training and generation must show the model the same text, and the answers' text must survive the template."""
-    otherwise, lost, altered, shown = [], [], [], ""
+    different, lost, altered, shown = [], [], [], ""
     toolbox = context.toolbox
     settings = template_settings(context.config, context.tokenizer, toolbox)
-    comparable = toolbox.environment_factory is None  # an environment says something else each time
+    comparable = toolbox.environment_factory is None  # an environment may show something else each time
     for i, (row, whole) in enumerate(zip(context.sample, context.tokenized, strict=True)):
         text = context.tokenizer.decode(whole["input_ids"])
         answers = answer_texts(row)
@@ -118,7 +118,7 @@ def check_template(context: PreflightContext) -> None:
             altered.append(i)
         try:
             dialogue = begin_dialogue(i, row, context.tokenizer, toolbox, settings) if comparable else None
-            asked = dialogue.prompt_ids if dialogue else []
+            prompt_ids = dialogue.prompt_ids if dialogue else []
         except jinja2.TemplateError as error:
             context.report(
                 "template_mismatch",
@@ -127,13 +127,13 @@ def check_template(context: PreflightContext) -> None:
                 stops=True,
             )
             return
-        if whole["input_ids"][: len(asked)] != asked:
-            otherwise.append(i)
+        if whole["input_ids"][: len(prompt_ids)] != prompt_ids:
+            different.append(i)
             if not shown:
                 same = next(
-                    n for n, (a, b) in enumerate(zip(asked, [*whole["input_ids"], None], strict=False)) if a != b
+                    n for n, (a, b) in enumerate(zip(prompt_ids, [*whole["input_ids"], None], strict=False)) if a != b
                 )
-                ends = (context.tokenizer.decode(ids[same : same + 12]) for ids in (asked, whole["input_ids"]))
+                ends = (context.tokenizer.decode(ids[same : same + 12]) for ids in (prompt_ids, whole["input_ids"]))
                 shown = "first difference: {!r} for generation, {!r} in training".format(*ends)
     often = OFTEN * len(context.sample)
     if lost:
@@ -152,12 +152,12 @@ def check_template(context: PreflightContext) -> None:
             "chat_template",
             stops=len(altered) > often,
         )
-    if otherwise:
+    if different:
         context.report(
             "template_mismatch",
-            f"{context.describe_rows(otherwise)} begin otherwise than the prompt that generation will show "
-            f"({shown}), so the model trains on a text that it will never see. {template_fix(context)}",
-            stops=len(otherwise) > often,
+            f"{context.describe_rows(different)} begin with a different text than the prompt at generation "
+            f"({shown}), so the model would train on a text that it never sees again. {template_fix(context)}",
+            stops=len(different) > often,
         )
 
 
@@ -193,13 +193,13 @@ def check_near_copies(context: PreflightContext) -> None:
     if found:
         context.report(
             "near_copies",
-            f"{context.describe_rows(found)} nearly ask a held-out prompt, so the held-out figures would flatter. "
-            "Remove them",
+            f"{context.describe_rows(found)} nearly repeat a held-out prompt, so the held-out scores would be too "
+            "good. Remove them",
         )
 
 
 def ngrams(row: dict, most: int = 500) -> set[int]:
-    """Hashes of the n-grams in the first `most` words of what a row asks, or of its text if it asks nothing."""
+    """Hashes of the n-grams in the first `most` words of what a row asks, or of its text if it has no prompt."""
     prompt, text = split_prompt(row)
     if isinstance(prompt, list):
         text = " ".join(message["content"] or "" for message in prompt if message["role"] == "user")

@@ -38,8 +38,8 @@ def check_steps(context: PreflightContext) -> None:
         context.report(
             "no_steps",
             f"{len(context.trainer.train_dataset)} rows make no batch of "
-            f"{rows_a_step // context.args.gradient_accumulation_steps}, so the run would take no step and call it "
-            "success. Lower per_device_train_batch_size, or write dataloader_drop_last: false",
+            f"{rows_a_step // context.args.gradient_accumulation_steps}, so the run would take no step and still "
+            "report success. Lower per_device_train_batch_size, or write dataloader_drop_last: false",
             stops=True,
         )
 
@@ -72,8 +72,8 @@ def check_longest_batch(context: PreflightContext) -> None:
         context.report(
             "out_of_memory",
             f"the batch of the {len(longest)} longest rows ({int(lengths[longest].max())} tokens) does not fit into "
-            "memory, and would end the run when it comes. Write a smaller per_device_train_batch_size and a larger "
-            "gradient_accumulation_steps, gradient_checkpointing: true, or a smaller max_length",
+            "memory, and would end the run when its turn comes. Write a smaller per_device_train_batch_size and a "
+            "larger gradient_accumulation_steps, gradient_checkpointing: true, or a smaller max_length",
             stops=True,
         )
     finally:

@@ -33,7 +33,7 @@ ENDING = re.compile(
 def answer_text(completion: str | list[dict]) -> str:
     """The answering text of a completion in text or messages form, its reasoning first where a parser took it apart.
 
-    Empty where the last message is no answer: with tools, a completion may end with what a tool said.
+    Empty where the last message is not an answer: with tools, a completion may end with a tool's result.
     """
     if isinstance(completion, str):
         return completion
@@ -100,7 +100,7 @@ def final_expressions(text: str) -> list[str]:
 
 
 def boxed_parts(text: str) -> list[str]:
-    """What stands in each \\boxed{}, braces within it counted; one that is never closed is no answer."""
+    """What stands in each \\boxed{}, braces within it counted; one that is never closed is not an answer."""
     parts, start = [], text.find("\\boxed{")
     while start >= 0:
         depth, end = 1, start + len("\\boxed{")

@@ -48,7 +48,7 @@ def exact_match(completions: list, answer: list[str], **kwargs) -> list[float]:
     return scores
 
 
-# What says that a question cannot be answered.
+# Phrases that say that a question cannot be answered.
 DECLINES = re.compile(
     r"\b(?:cannot|can't|can not|could not|couldn't|impossible to|not possible to|unable to|no way to)"
     r" (?:be )?(?:know|known|tell|told|say|said|determined?|work(?:ed)? out|calculated?|answer|answered)\b"
@@ -75,9 +75,9 @@ def honest(completions: list, **kwargs) -> list[float]:
 
 
 def contains_answer(completions: list, answer: list[str], **kwargs) -> list[float]:
-    """1.0 where a completion holds the gold answer as whole words, whatever the case, else 0.0.
+    """1.0 where a completion holds the gold answer as whole words, in any case, else 0.0.
 
-    For names and facts. A completion that lists everything holds the answer too: no reward for training by itself.
+    For names and facts. A completion that lists everything holds the answer too: not a reward to train on by itself.
 
     Args:
         completions: n texts, or n lists of messages of which the last one answers.
@@ -223,7 +223,7 @@ def code_passes_tests(completions: list, tests: list, **kwargs) -> list[float]:
 
     Raises:
         ValueError: this machine cannot isolate the code, or tests that test nothing.
-        SyntaxError: tests that are no Python.
+        SyntaxError: tests that are not Python.
     """
     from utils.rewards.sandbox import passes_tests, unsupported
 

@@ -59,19 +59,27 @@ def load_metrics(config: Config, heldout: "Dataset") -> dict[str, Callable]:
             )
     for name, metric in metrics.items():
         scored = [(number, row) for number, row in enumerate(rows, 1) if row.get("metric") in (None, name)]
-        if not scored or metric_fault(metric, [row for _, row in scored], name) is None:
-            continue
-        for number, row in scored:  # one of them is at fault
-            if fault := metric_fault(metric, [row], name):
-                raise UserError(
-                    f"eval_metrics: {name} cannot score held-out row {number}: {fault}. "
-                    "Remove the metric, or correct the row"
-                )
+        try:
+            try_metric(metric, [row for _, row in scored], name)
+        except ValueError:  # one of the rows is at fault
+            for number, row in scored:
+                name_faulty_row(metric, number, row, name)
     return metrics
 
 
-def metric_fault(metric: Callable, rows: list[dict], name: str) -> str | None:
-    """What keeps a metric from scoring the rows' own references, or None."""
+def name_faulty_row(metric: Callable, number: int, row: dict, name: str) -> None:
+    try:
+        try_metric(metric, [row], name)
+    except ValueError as error:
+        raise UserError(
+            f"eval_metrics: {name} cannot score held-out row {number}: {error}. Remove the metric, or correct the row"
+        ) from error
+
+
+def try_metric(metric: Callable, rows: list[dict], name: str) -> None:
+    """Score the rows' own references. Raises ValueError saying why a metric cannot."""
+    if not rows:
+        return
     split = [split_prompt(row) for row in rows]
     completions = [
         [{"role": "assistant", "content": reference}] if isinstance(prompt, list) else reference
@@ -82,11 +90,12 @@ def metric_fault(metric: Callable, rows: list[dict], name: str) -> str | None:
     try:
         scores = call_reward(metric, arguments | {"answer": [reference for _, reference in split]})
     except Exception as error:  # it may be the user's own function
-        return describe_error(error) if "." in name else str(error)
+        raise ValueError(describe_error(error) if "." in name else str(error)) from error
     if len(scores) != len(rows):
-        return f"it gives {len(scores)} scores for {len(rows)} completions"
+        raise ValueError(f"it gives {len(scores)} scores for {len(rows)} completions")
     odd = [score for score in scores if not (score is None or (isinstance(score, (int, float)) and isfinite(score)))]
-    return f"it gives {odd[0]!r}, which is not a score" if odd else None
+    if odd:
+        raise ValueError(f"it gives {odd[0]!r}, which is not a score")
 
 
 def reward_columns(rows: list[dict]) -> dict[str, list]:

@@ -63,7 +63,7 @@ def limit_memory() -> None:
 
 
 def is_equal(gold: str, expression: str) -> bool | None:
-    """In the process of its own. None if the gold expression is no mathematics."""
+    """In the process of its own. None if the gold expression is not mathematics."""
     from math_verify import verify
 
     if not (right := read(gold)):
@@ -72,7 +72,7 @@ def is_equal(gold: str, expression: str) -> bool | None:
 
 
 def read(expression: str) -> list:
-    """What math-verify makes of an expression, written as one final answer; [] if it is no mathematics."""
+    """What math-verify makes of an expression, written as one final answer; [] if it is not mathematics."""
     from math_verify import parse
 
     return parse(f"\\boxed{{{expression}}}", fallback_mode="no_fallback", parsing_timeout=ALARM)

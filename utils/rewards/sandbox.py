@@ -5,7 +5,7 @@ user, in containers too: a seccomp filter leaves it the system calls listed here
 opens a socket, sends a signal or changes a file), Landlock leaves it the folders of Python's and the system's
 libraries to read, and resource limits bound its memory, time and output. So nothing has to be cleaned up: it has no
 children, no files, and no variable or open file of the caller's, and it ends when the caller does. Right answers never
-enter that process: it is asked, and what it says is compared here.
+enter that process: it is sent questions, and its answers are compared here.
 
 The code can import the standard library alone, and has no processes, threads, sockets (so no asyncio) or files to
 write. It can ask whether a path that it guesses exists. Bugs of the kernel and side channels of the processor are not

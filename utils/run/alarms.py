@@ -1,4 +1,4 @@
-"""Alarms: what goes wrong during training, told when it happens, with its cause and its mend.
+"""Alarms: what goes wrong during training, reported when it happens, with its cause and a fix.
 
 An alarm is read off the trainer's log history, which checkpoints keep, so a resumed run has the alarms of a run left
 alone. One of them stops the run: a loss or gradient that is not finite, before the step that would spread it.
@@ -85,8 +85,8 @@ def overfitting(logs: list[dict]) -> Alarm | None:
             return Alarm(
                 "overfitting",
                 step,
-                f"the held-out loss rose from {best:.3f} (step {best_step}) to {last:.3f}, so the model learns its "
-                "rows by heart. Train fewer steps, or on more rows",
+                f"the held-out loss rose from {best:.3f} (step {best_step}) to {last:.3f}, so the model is "
+                "memorising its rows. Train fewer steps, or on more rows",
             )
     return None
 
@@ -100,7 +100,7 @@ def rewards_not_finite(logs: list[dict]) -> Alarm | None:
                 return Alarm(
                     "rewards_not_finite",
                     step,
-                    f"{name.split('/')[1]} gave an infinite score, and its groups have no gradient. Mend the "
+                    f"{name.split('/')[1]} gave an infinite score, and its groups have no gradient. Correct the "
                     "function, and look at the completions of that step",
                 )
     return None
@@ -112,7 +112,7 @@ def zero_advantages(logs: list[dict]) -> Alarm | None:
             "zero_advantages",
             step,
             "all completions of nearly every group get the same reward, so there is no gradient. Take harder or "
-            "easier prompts, raise temperature or num_generations, or mend the reward",
+            "easier prompts, raise temperature or num_generations, or correct the reward",
         )
     return None
 
@@ -137,7 +137,7 @@ def entropy_collapsed(logs: list[dict]) -> Alarm | None:
                 "entropy_collapsed",
                 points[i - 1][0],
                 f"the entropy of the completions fell from {first:.3f} to {last:.3f}: the model tries one answer "
-                "only, and learns no more. Lower learning_rate, raise temperature or epsilon_high, or give "
+                "only and has stopped learning. Lower learning_rate, raise temperature or epsilon_high, or give "
                 "entropy_coef",
             )
     return None
@@ -185,7 +185,7 @@ def reward_hacking(logs: list[dict]) -> Alarm | None:
                     step,
                     f"the training reward rose from {first:.2f} to {last:.2f} while {name.removeprefix('heldout/')} "
                     f"on held-out prompts fell from {best:.2f} to {score:.2f}: the reward is being gamed, or the "
-                    "prompts learnt by heart. Read the completions, and mend the reward",
+                    "prompts memorised. Read the completions, and correct the reward",
                 )
     return None
 
@@ -207,7 +207,7 @@ def score_fell(logs: list[dict], change: dict[str, dict]) -> list[Alarm]:
                     "reward_hacking" if rose else "score_fell",
                     step,
                     f"{name} on held-out prompts fell by {-value:.3f}{' while the training reward rose' * rose}: "
-                    f"read the transcripts of lost answers. {'Mend the reward, or lower' if rose else 'Lower'} "
+                    f"read the transcripts of lost answers. {'Correct the reward, or lower' if rose else 'Lower'} "
                     "learning_rate, or train fewer steps",
                 )
             )
@@ -226,8 +226,8 @@ def guard_broken(logs: list[dict], change: dict[str, dict], guards: dict[str, fl
                 Alarm(
                     "guard_broken",
                     step,
-                    f"{name} got worse by {worse:.3f}, and eval_guards allows {allowed:g}: what was to stay did not. "
-                    "Lower learning_rate, raise beta, train fewer steps, or add rows of what is to stay",
+                    f"{name} got worse by {worse:.3f}, and eval_guards allows {allowed:g}: what had to stay the same "
+                    "did not. Lower learning_rate, raise beta, train fewer steps, or add rows of what has to stay",
                 )
             )
     return found
@@ -240,10 +240,10 @@ RULES = (
 
 
 class AlarmCallback(TrainerCallback):
-    """Says alarms as they come, and stops training before a step that is not finite."""
+    """Reports alarms as they come, and stops training before a step that is not finite."""
 
     def __init__(self) -> None:
-        self.said: set[str] = set()
+        self.reported: set[str] = set()
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         if args.fp16:
@@ -265,8 +265,8 @@ class AlarmCallback(TrainerCallback):
         if not math.isfinite(logs.get("loss", 0.0)) and not args.fp16:
             self.stop(args, state.global_step, f"the loss is {logs['loss']}")
         for alarm in find_alarms(state.log_history):
-            if alarm.name not in self.said:
-                self.said.add(alarm.name)
+            if alarm.name not in self.reported:
+                self.reported.add(alarm.name)
                 say("ALARM", f"{alarm.name} (step {alarm.step}): {alarm.text}")
 
     def stop(self, args, step: int, what: str) -> None:

@@ -26,7 +26,7 @@ from accelerate import PartialState
 from ruamel.yaml import YAML
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState, TrainingArguments
 
-from utils.config import FREE_TO_CHANGE, FREE_UNTIL_DONE, ROOT, Config, UserError
+from utils.config import FREE_TO_CHANGE, FREE_UNTIL_DONE, ROOT, Config, UserError, earlier_state
 from utils.data import fingerprint
 from utils.files import is_main_process, say, show, write_atomically
 from utils.run.alarms import AlarmCallback
@@ -187,21 +187,22 @@ def folder_state(folder: Path, wanted: str, start_over: bool) -> str:
     if not folder.exists() or not any(folder.iterdir()):
         return "new"
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"output_dir: {show(folder)} holds files that are no run of this repository's. Name another")
+        raise UserError(
+            f"output_dir: {show(folder)} holds files that are not a run of this repository's. Name another folder"
+        )
     if start_over:
         return "start over"
     metrics = folder / "metrics.json"
     finished = metrics.is_file() and "after" in json.loads(metrics.read_text())
     earlier, now = (YAML(typ="safe").load(text) or {} for text in ((folder / "config.yaml").read_text(), wanted))
-    free = FREE_TO_CHANGE if finished else FREE_TO_CHANGE | FREE_UNTIL_DONE
-    changed = [key for key in sorted((earlier | now).keys() - free) if earlier.get(key) != now.get(key)]
-    if changed:
-        lines = [f"  {key}: {earlier.get(key, '(not set)')} -> {now.get(key, '(not set)')}" for key in changed]
-        raise UserError(
-            f"output_dir: {show(folder)} holds a run of another config. What changed since:\n" + "\n".join(lines)
-            + "\nWrite another output_dir, undo the change, or give --start_over (the earlier run is moved aside)."
-        )  # fmt: skip
-    return "finished" if finished else "going on"
+    return earlier_state(
+        earlier,
+        now,
+        finished=finished,
+        refusal=f"output_dir: {show(folder)} holds a run of another config",
+        fix="Write another output_dir, undo the change, or give --start_over (the earlier run is moved aside).",
+        free=FREE_TO_CHANGE if finished else FREE_TO_CHANGE | FREE_UNTIL_DONE,
+    )
 
 
 def yaml_text(config: Config) -> str:
@@ -263,4 +264,4 @@ def quiet() -> None:
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"  # of a bar drawn into a file a thousand lines are left
+        os.environ["TQDM_DISABLE"] = "1"  # a bar written to a file leaves a thousand lines
