@@ -101,7 +101,7 @@ def check_swapped(context: PreflightContext) -> None:
             continue
         won, lost = won + (difference > 0), lost + (difference < 0)
         worst = row if difference < 0 and worst is None else worst
-    if lost > won and sign_test(won, lost) < 0.01:
+    if worst is not None and lost > won and sign_test(won, lost) < 0.01:
         context.report(
             "swapped_sides",
             f"chosen is worse than rejected in {lost:,} of {won + lost:,} pairs by {by} (such as "

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
@@ -21,6 +22,9 @@ from online_rl.prompts import with_system_prompt
 from online_rl.train import FORMATS, to_training_row
 from utils.config import ROOT, UserError, read_config, run_main
 from utils.files import Ticker, say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BATCH = 16  # prompts at a time; each batch has a seed of its own, so that a resumed run samples what a whole one would
 
@@ -36,7 +40,7 @@ class PassRateConfig(OnlineRLRecipe):
     prompts: int = field(default=1000, metadata={"help": "How many of the training prompts are tried, at most."})
 
 
-def fingerprint_of(model) -> float:
+def fingerprint_of(model: "PreTrainedModel") -> float:
     """A number that another training of the same model would not have."""
     return sum(float(weights.detach().double().abs().sum()) for weights in model.parameters())
 
@@ -100,7 +104,7 @@ def main() -> None:
             rates = [count / training.num_generations for count in passes]
             journal.add([{"request": first + i, "pass_rate": rate} for i, rate in enumerate(rates)])
             ticker.tick(len(part))
-    rates = [journal.get(i)["pass_rate"] for i in range(len(rows))]
+    rates = [answer["pass_rate"] for i in range(len(rows)) if (answer := journal.get(i))]
     kept = [row | {"pass_rate": rate} for row, rate in zip(rows.to_list(), rates, strict=True) if low <= rate <= high]
     counts = {"in": len(rows), "never": rates.count(0.0), "always": rates.count(1.0), "kept": len(kept)}
     with Output(keep_to, with_manifest=True) as file:

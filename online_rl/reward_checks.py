@@ -199,8 +199,8 @@ def compare_gold(context: PreflightContext, means: dict[tuple[str, str], float])
         context.report(
             "gold_not_best",
             f"{names} gives the rows' own right answers no more than wrong ones, and tells them apart only "
-            f"{max(separated, key=separated.get)}. Ask for that form in the prompt, or take exact_match, which reads "
-            "several",
+            f"{max(separated, key=separated.__getitem__)}. Ask for that format in the prompt, or use exact_match, "
+            "which reads several",
         )
 
 

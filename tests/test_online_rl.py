@@ -192,7 +192,7 @@ def test_code_as_a_reward(stage):
 
 def test_what_is_no_reward_model_is_refused(stage):
     stage.run(f"{STANDS}\nreward_funcs: [tiny/base]", method="grpo").tells(
-        "reward_funcs: tiny/base is not a reward model: it lacks score.weight, and random weights would judge"
+        "reward_funcs: tiny/base is not a reward model: it lacks score.weight, and random weights would score"
     )
     several = AutoModelForSequenceClassification.from_pretrained(ROOT / "tiny/base", num_labels=3)
     several.save_pretrained(stage.folder / "several")
@@ -223,7 +223,7 @@ def test_vllm_that_is_not_there(stage):
     stage.monkeypatch.setattr(backends, "version", lambda name: "0.9.1")
     stage.run("use_vllm: true", method="grpo").tells("vLLM is version 0.9.1, and TRL works with 0.22.0 to 0.31.0")
     stage.monkeypatch.setattr(backends, "version", lambda name: "0.30.0+cu130")
-    stage.run("use_vllm: true", method="grpo").tells("vLLM beside the training needs a GPU")
+    stage.run("use_vllm: true", method="grpo").tells("vLLM in the training process needs a GPU")
 
 
 ANSWERS = {
@@ -241,11 +241,11 @@ ANSWERS = {
         ({"/server_info?config_format=json": None}, "does not answer as vLLM does (HTTP Error 404"),
         (
             {"/server_info?config_format=json": {"vllm_config": {"weight_transfer_config": None}}},
-            "takes no new weights",
+            "does not accept new weights",
         ),
         (
             {"/v1/models": {"data": [{"id": "Qwen/Qwen3-8B", "max_model_len": 9}]}},
-            "serves Qwen/Qwen3-8B, and tiny/base",
+            "serves Qwen/Qwen3-8B, but tiny/base",
         ),
         (
             {"/v1/models": {"data": [{"id": "tiny/base", "max_model_len": 8}]}},

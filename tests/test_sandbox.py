@@ -531,7 +531,7 @@ def test_many_at_once():
 
 
 def test_nothing_outlives_a_killed_caller():
-    code = "from utils.sandbox import *; run_python('while True: pass', limits=Limits(seconds=60))"
+    code = "from utils.rewards.sandbox import *; run_python('while True: pass', limits=Limits(seconds=60))"
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     try:
         wait_until(lambda: launched(caller.pid))

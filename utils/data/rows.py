@@ -117,8 +117,8 @@ def answer_texts(row: dict) -> list[str]:
 def describe_row(row: dict, most: int = 80) -> str:
     """The head of what a row asks, for messages to the user."""
     prompt, text = split_prompt(row)
-    text = prompt[-1]["content"] if isinstance(prompt, list) and prompt else prompt or text
-    text = " ".join(str(text).split())
+    shown = prompt[-1]["content"] if isinstance(prompt, list) and prompt else prompt or text
+    text = " ".join(str(shown).split())
     return repr(text if len(text) <= most else text[:most] + "...")
 
 

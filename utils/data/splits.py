@@ -261,9 +261,10 @@ def cut_settings(config: Config) -> str:
 def mix(parts: "list[Dataset]", fractions: list[float | None], seed: int) -> "Dataset":
     """All rows of all parts; with fractions, a seeded sample of each that has those shares and repeats no row."""
     if any(fraction is not None for fraction in fractions):
-        if not all(isinstance(fraction, (int, float)) and fraction > 0 for fraction in fractions):
+        given = [fraction for fraction in fractions if isinstance(fraction, (int, float)) and fraction > 0]
+        if len(given) < len(fractions):
             raise UserError("datasets: give a fraction above 0 to every data set of the mixture, or to none")
-        shares = [fraction / sum(fractions) for fraction in fractions]
+        shares = [fraction / sum(given) for fraction in given]
         total = min(len(part) / share for part, share in zip(parts, shares, strict=True))
         parts = [
             part.select(sorted(random.Random(seed).sample(range(len(part)), round(share * total))))

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from utils import trl_internals
 from utils.config import Config
 from utils.data import split_prompt
-from utils.generation.tools import Toolbox, call_tools, tool_suffix
+from utils.generation.tools import Environment, Toolbox, call_tools, tool_suffix
 from utils.model import context_length
 
 # What transformers would otherwise take from the model's own generation config, and training does not.
@@ -27,7 +27,7 @@ class Dialogue:
     reference: str
     prompt_ids: list[int]
     tools: list = field(default_factory=list)
-    environment: object = None
+    environment: Environment | None = None
     ids: list[int] = field(default_factory=list)  # the completion, with tool results
     own: list[bool] = field(default_factory=list)  # which of these tokens the model made
     messages: list[dict] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Dialogue:
     def stopped(self, stops: list[int]) -> bool:
         return bool(self.own) and self.own[-1] and self.ids[-1] in stops
 
-    def text(self, tokenizer, stops: list[int]) -> str:
+    def text(self, tokenizer: PreTrainedTokenizerBase, stops: list[int]) -> str:
         """For people: the model's turns, and between them the tool results."""
         if not self.tools:
             return tokenizer.decode([token for token in self.ids if token not in stops])
@@ -48,7 +48,11 @@ class Dialogue:
 
 
 def encode_prompt(
-    tokenizer, prompt: list[dict] | str, row: dict, tools: list | None = None, settings: dict | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[dict] | str,
+    row: dict,
+    tools: list | None = None,
+    settings: dict | None = None,
 ) -> list[int]:
     """The prompt's token ids, with the row's tools and template settings as TRL reads them."""
     if isinstance(prompt, str):
@@ -62,14 +66,14 @@ def encode_prompt(
     return encoded["input_ids"]
 
 
-def template_settings(config: Config, tokenizer, toolbox: Toolbox) -> dict:
+def template_settings(config: Config, tokenizer: PreTrainedTokenizerBase, toolbox: Toolbox) -> dict:
     """What prompts are rendered with: online RL's chat_template_kwargs, and with tools a template that adds turns."""
     settings = dict(vars(config.training).get("chat_template_kwargs") or {})
     template = trl_internals.template_for_more_turns(tokenizer) if toolbox else None
     return settings | ({"chat_template": template} if template else {})
 
 
-def stop_tokens(model: PreTrainedModel, tokenizer) -> list[int]:
+def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """EOS, and what else the model's generation config stops at."""
     stops = model.generation_config.eos_token_id
     stops = stops if isinstance(stops, list) else [stops]
@@ -78,7 +82,7 @@ def stop_tokens(model: PreTrainedModel, tokenizer) -> list[int]:
 
 def answer_prompts(
     model: PreTrainedModel,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     config: Config,
     rows: list[tuple[int, dict]],
     toolbox: Toolbox,
@@ -110,7 +114,7 @@ def answer_prompts(
 
 def complete(
     dialogues: list[Dialogue],
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     make: Callable[[list[list[int]]], list[list[int]]],
     limit: int,
     turns: int | None,
@@ -140,12 +144,15 @@ def complete(
         ]
 
 
-def begin_dialogue(index: int, row: dict, tokenizer, toolbox: Toolbox, settings: dict) -> Dialogue | None:
+def begin_dialogue(
+    index: int, row: dict, tokenizer: PreTrainedTokenizerBase, toolbox: Toolbox, settings: dict
+) -> Dialogue | None:
     """A row's prompt as the model is shown it, with what it may call; None for a plain text row."""
     prompt, reference = split_prompt(row)
     if prompt is None:
         return None
-    tools, environment = [], None
+    tools: list[Callable] = []
+    environment = None
     with_tools = "tools" not in row or row["tools"]  # in a mixture, rows without tools have the column empty
     if toolbox and with_tools and isinstance(prompt, list):
         prompt, tools, environment = toolbox.open(row, until_asked(prompt))
@@ -159,7 +166,7 @@ def until_asked(prompt: list[dict]) -> list[dict]:
     return prompt[: last + 1]
 
 
-def take_turn(dialogue: Dialogue, ids: list[int], tokenizer) -> None:
+def take_turn(dialogue: Dialogue, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
     dialogue.turns += 1
     if not ids:  # tool results used up the room
         return
@@ -173,7 +180,9 @@ def take_turn(dialogue: Dialogue, ids: list[int], tokenizer) -> None:
     dialogue.own += [True] * len(ids)
 
 
-def use_tools(dialogue: Dialogue, tokenizer, settings: dict, limit: int, context: int | None) -> bool:
+def use_tools(
+    dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase, settings: dict, limit: int, context: int | None
+) -> bool:
     """Answer the tool calls of the last turn; False if no room is left to go on: the answers are then not given."""
     answered = call_tools(dialogue.messages[-1], dialogue.tools)
     ids = tool_suffix(tokenizer, answered, settings)
@@ -187,7 +196,11 @@ def use_tools(dialogue: Dialogue, tokenizer, settings: dict, limit: int, context
 
 
 def generate(
-    model: PreTrainedModel, tokenizer, prompts: list[list[int]], settings: GenerationConfig, size: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    settings: GenerationConfig,
+    size: int,
 ) -> list[list[int]]:
     """The tokens that follow each prompt, to the first stop: left-padded batches of like length."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))

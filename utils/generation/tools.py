@@ -9,7 +9,7 @@ import ast
 import asyncio
 import inspect
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Protocol, runtime_checkable
@@ -89,15 +89,15 @@ class Toolbox:
     """
 
     tools: list[Callable]
-    environment_factory: Callable | dict[str, Callable] | None = None
+    environment_factory: Callable | dict[str | None, Callable] | None = None
     scores: bool = False
-    idle: dict[str | None, list[object]] = field(default_factory=dict)
+    idle: dict[str | None, list[Environment]] = field(default_factory=dict)
     in_use: dict[int, str | None] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.tools or self.environment_factory)
 
-    def open(self, row: dict, prompt: list[dict]) -> tuple[list[dict], list[Callable], object | None]:
+    def open(self, row: dict, prompt: list[dict]) -> tuple[list[dict], list[Callable], Environment | None]:
         """(prompt, what may be called, environment) of one row; the environment is to be released."""
         if self.environment_factory is None:
             return prompt, self.tools, None
@@ -122,7 +122,7 @@ class Toolbox:
             waiting.append(factory())
         return self.tools + methods_of(waiting[0])
 
-    def release(self, environments: Iterable[object | None]) -> None:
+    def release(self, environments: Iterable[Environment | None]) -> None:
         """Their rollouts are over and scored: the next ones may use them."""
         for environment in environments:
             if environment is not None:
@@ -130,12 +130,12 @@ class Toolbox:
 
     def choose_factory(self, row: dict) -> tuple[str | None, Callable]:
         factory = self.environment_factory
-        if not isinstance(factory, dict):
-            return None, factory
+        if factory is None or not isinstance(factory, dict):
+            return None, factory or Environment
         if row.get("environment") not in factory:
             raise UserError(
                 f"environment_factory: a row's column `environment` is {row.get('environment')!r}, and there are: "
-                f"{', '.join(factory)}"
+                f"{', '.join(map(str, factory))}"
             )
         return row["environment"], factory[row["environment"]]
 
@@ -152,7 +152,8 @@ def methods_of(environment: object) -> list[Callable]:
 def call_tools(message: dict, tools: list[Callable]) -> list[dict]:
     """The tool messages that answer an assistant's tool calls; an error is one of them, as TRL writes it."""
     by_name = {tool.__name__: tool for tool in tools}
-    at_once, later = [], []
+    at_once: list[dict] = []
+    later: list[dict] = []
     for call in message["tool_calls"]:
         function = call.get("function", call)
         name = function["name"]
@@ -162,13 +163,17 @@ def call_tools(message: dict, tools: list[Callable]) -> list[dict]:
                 raise ValueError(f"Tool {name} not found.")
             result = by_name[name](**function["arguments"])
             if inspect.isawaitable(result):
-                result, came = asyncio.run(result), later  # TRL puts what it waits for last
+                result, came = asyncio.run(awaited(result)), later  # TRL puts what it waits for last
         except Exception as error:  # the user's function, on the model's arguments: what it raises is its answer
             result = {"error": str(error)}
             report_once(name, error)
         content = result if isinstance(result, list) else str(result)
         came.append({"role": "tool", "name": name, "content": content})
     return at_once + later
+
+
+async def awaited(result: Awaitable[object]) -> object:
+    return await result
 
 
 REPORTED: set[str] = set()
@@ -227,7 +232,7 @@ def check_tool(tool: Callable) -> None:
         ) from None
 
 
-def build_environment(path: str, factory: Callable) -> object:
+def build_environment(path: str, factory: Callable) -> Environment:
     """The first environment of a factory. Raises UserError if it cannot be built, begun or called."""
     try:
         environment = factory()

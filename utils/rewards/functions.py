@@ -23,7 +23,7 @@ from utils.rewards.answers import (
 WORDS = re.compile(r"[a-z]{2,}(?: [a-z]+)*")  # an answer in words: no mathematics
 
 
-def exact_match(completions: list, answer: list[str], **kwargs) -> list[float]:
+def exact_match(completions: list, answer: list[str], **kwargs: object) -> list[float]:
     """1.0 where a completion's final number is the gold answer's, else 0.0.
 
     Reads "The answer is 4.", "#### 4", "\\boxed{4}", "4" and "1,234" alike. Reasoning in <think> does not count, and
@@ -59,7 +59,7 @@ DECLINES = re.compile(
 )
 
 
-def honest(completions: list, **kwargs) -> list[float]:
+def honest(completions: list, **kwargs: object) -> list[float]:
     """1.0 where a completion says that the question cannot be answered and gives no final answer, else 0.0.
 
     For questions that have none; refusing one that can be answered is what exact_match counts as wrong. Reads English.
@@ -74,7 +74,7 @@ def honest(completions: list, **kwargs) -> list[float]:
     return [float(bool(text and DECLINES.search(text) and not final_numbers(text))) for text in texts]
 
 
-def contains_answer(completions: list, answer: list[str], **kwargs) -> list[float]:
+def contains_answer(completions: list, answer: list[str], **kwargs: object) -> list[float]:
     """1.0 where a completion holds the gold answer as whole words, in any case, else 0.0.
 
     For names and facts. A completion that lists everything holds the answer too: not a reward to train on by itself.
@@ -99,7 +99,7 @@ def contains_answer(completions: list, answer: list[str], **kwargs) -> list[floa
     return scores
 
 
-def math_accuracy(completions: list, answer: list[str], **kwargs) -> list[float]:
+def math_accuracy(completions: list, answer: list[str], **kwargs: object) -> list[float]:
     """1.0 where a completion's final answer equals the gold one as mathematics (1/2, 0.5, \\frac12), else 0.0.
 
     The final answer is what stands in \\boxed{}, or else after ####, or after "answer is" or "Answer:", or all of a
@@ -139,7 +139,7 @@ def math_accuracy(completions: list, answer: list[str], **kwargs) -> list[float]
     return scores
 
 
-def think_format(completions: list, **kwargs) -> list[float]:
+def think_format(completions: list, **kwargs: object) -> list[float]:
     """1.0 where a completion reasons once, first, in <think>...</think>, and then answers, else 0.0.
 
     Neither part may be empty. The opening tag may be missing: some chat templates end the prompt with it.
@@ -158,7 +158,7 @@ def think_format(completions: list, **kwargs) -> list[float]:
     return scores
 
 
-def ends_with_answer(completions: list, **kwargs) -> list[float]:
+def ends_with_answer(completions: list, **kwargs: object) -> list[float]:
     """1.0 where a completion ends with the final number that it announces, else 0.0: "The answer is 51. The" does not.
 
     A unit of a word, markup and a full stop may follow the number. Against drift after the answer, which a reward of
@@ -175,7 +175,7 @@ def ends_with_answer(completions: list, **kwargs) -> list[float]:
 
 
 def soft_overlong_punishment(
-    completions: list, completion_ids: list[list[int]], max_completion_length: int, **kwargs
+    completions: list, completion_ids: list[list[int]], max_completion_length: int, **kwargs: object
 ) -> list[float]:
     """0.0 up to four fifths of max_completion_length, from there falling to -1.0 at its end (DAPO, arXiv 2503.14476).
 
@@ -192,7 +192,7 @@ def soft_overlong_punishment(
     return get_soft_overlong_punishment(max_completion_length, max_completion_length // 5)(completion_ids)
 
 
-def repetition_penalty(completions: list, completion_ids: list[list[int]], **kwargs) -> list[float]:
+def repetition_penalty(completions: list, completion_ids: list[list[int]], **kwargs: object) -> list[float]:
     """Minus the share of a completion's 20-grams of tokens that stood before: 0.0 to -1.0 (arXiv 2502.03373, C.2).
 
     20 tokens, since plain prose and sums repeat shorter ones.
@@ -209,7 +209,7 @@ def repetition_penalty(completions: list, completion_ids: list[list[int]], **kwa
     return get_repetition_penalty_reward(ngram_size=20)(completion_ids)
 
 
-def code_passes_tests(completions: list, tests: list, **kwargs) -> list[float]:
+def code_passes_tests(completions: list, tests: list, **kwargs: object) -> list[float]:
     """1.0 where a completion's Python code passes its tests in a sandbox (sandbox.py), else 0.0.
 
     The code is the last fenced block of the answer, or all of an answer without one.

@@ -85,7 +85,7 @@ def try_metric(metric: Callable, rows: list[dict], name: str) -> None:
         [{"role": "assistant", "content": reference}] if isinstance(prompt, list) else reference
         for prompt, reference in split
     ]
-    arguments = {"prompts": [prompt for prompt, _ in split], "completions": completions}
+    arguments: dict[str, list] = {"prompts": [prompt for prompt, _ in split], "completions": completions}
     arguments |= {"completion_ids": [[0]] * len(rows)} | reward_columns(rows)
     try:
         scores = call_reward(metric, arguments | {"answer": [reference for _, reference in split]})
@@ -108,8 +108,12 @@ def call_reward(function: Callable, arguments: dict[str, list]) -> list[float | 
     import torch
 
     scores = function(**{"trainer_state": None, "log_extra": ignore, "log_metric": ignore} | arguments)
-    scores = asyncio.run(scores) if inspect.isawaitable(scores) else scores
+    scores = asyncio.run(awaited(scores)) if inspect.isawaitable(scores) else scores
     return [score.item() if isinstance(score, (np.generic, torch.Tensor)) else score for score in scores]
+
+
+async def awaited(scores: Awaitable[list]) -> list:
+    return await scores
 
 
 def ignore(*_: object) -> None:

@@ -48,7 +48,7 @@ def limited(pairs: list[tuple[str, str]]) -> list[bool | None]:
 @functools.cache
 def pool() -> ProcessPool:
     """Started at the first answer that needs it; spawned, since a forked process would take the locks along."""
-    workers = min(8, os.cpu_count())
+    workers = min(8, os.cpu_count() or 1)
     return ProcessPool(workers, context=multiprocessing.get_context("spawn"), initializer=limit_memory)
 
 

@@ -199,7 +199,7 @@ def launch(parent: int, source: int, program: bytes, seconds: int, memory: int, 
     filtered = struct.pack("HP", len(program) // 8, ctypes.addressof(steps))
     done("prctl(PR_SET_SECCOMP)", libc.prctl(22, 2, filtered, 0, 0))
 
-    builtins.exit = builtins.quit = sys.exit  # which -S leaves out
+    builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # which -S leaves out
     with open(source, encoding="utf-8", errors="surrogatepass") as file:
         code = file.read()
     exec(compile(code, "code", "exec", dont_inherit=True), globals())
@@ -217,8 +217,8 @@ def seccomp_program(machine: str) -> bytes:
     allow, kill, not_there = 0x7FFF0000, 0x80000000, 0x00050026
     steps = [(load, 0, 0, 4), (if_equal, 1, 0, architecture), (end, 0, 0, kill), (load, 0, 0, 0)]
     for numbers in ALLOWED.values():
-        if numbers[column] is not None:
-            steps += [(if_equal, 0, 1, numbers[column]), (end, 0, 0, allow)]
+        if (number := numbers[column]) is not None:
+            steps += [(if_equal, 0, 1, number), (end, 0, 0, allow)]
     # The flags, third of openat's arguments, stand at byte 32.
     steps += [(if_equal, 0, 3, OPENAT[column]), (load, 0, 0, 32), (if_any_bit, 1, 0, OPENED_TO_CHANGE)]
     steps += [(end, 0, 0, allow), (end, 0, 0, not_there)]
@@ -253,15 +253,18 @@ def tidy(text: str) -> list[str]:
 def answers_right(code: str, tests: str, limits: Limits) -> bool:
     """Whether a program answers every assert right, and comes to the end of the tests."""
     mark = f"answer_{secrets.token_hex(16)}"  # what else it prints does not start so
-    tree, right = ast.parse(f"{tests}\nassert 0 == 0", "the tests"), set()  # the last one: that the end is reached
+    tree = ast.parse(f"{tests}\nassert 0 == 0", "the tests")  # the last one: that the end is reached
+    right: set[str] = set()
     asserts = [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
     if len(asserts) == 1:
         raise ValueError("the tests assert nothing")
     for node in asserts:
         if ast.unparse(node.test) != "False":
             asked, literal = question(node.test)
-            node.test = ast.parse(f"{mark}['answer']({mark!r}, {len(right)}, 0)", mode="eval").body
-            node.test.args[2] = asked
+            call = ast.parse(f"{mark}['answer']({mark!r}, {len(right)}, 0)", mode="eval").body
+            assert isinstance(call, ast.Call)
+            call.args[2] = asked
+            node.test = call
             node.msg = None  # it may tell the answer
             right.add(f"{mark} {len(right)} {plain(literal)}")
     outcome = run_python(f"{code}\n{mark} = {{}}\nexec({ANSWERER!r}, {mark})\n{ast.unparse(tree)}", limits=limits)

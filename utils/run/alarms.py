@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from utils.config import UserError
 from utils.files import say
@@ -269,7 +269,7 @@ class AlarmCallback(TrainerCallback):
                 self.reported.add(alarm.name)
                 say("ALARM", f"{alarm.name} (step {alarm.step}): {alarm.text}")
 
-    def stop(self, args, step: int, what: str) -> None:
+    def stop(self, args: TrainingArguments, step: int, what: str) -> None:
         kept = sorted(Path(args.output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
         where = f"The newest good checkpoint is {kept[-1].name}" if kept else "No checkpoint was written before it"
         raise TrainingStopped(

@@ -157,7 +157,7 @@ def open_run(config: Config) -> Run:
 
 def warn_of_missing_processes(config: Config) -> None:
     """Without GPUs, `accelerate launch --num_processes 2` starts one process and says nothing (accelerate 1.15)."""
-    words = []
+    words: list[str] = []
     with contextlib.suppress(psutil.Error, AttributeError):  # in a container there may be no parent to be seen
         words = psutil.Process().parent().cmdline() if PartialState().num_processes == 1 else []
     for word, value in itertools.pairwise(words):
@@ -173,11 +173,12 @@ def warn_of_busy_machine(config: Config) -> None:
     threads = torch.get_num_threads()
     if threads == 1 or not config.training.use_cpu:
         return
-    busy = psutil.cpu_percent(interval=0.2) / 100 * os.cpu_count()
-    if busy + threads > os.cpu_count() + 0.5:
+    cores = psutil.cpu_count()
+    busy = psutil.cpu_percent(interval=0.2) / 100 * cores
+    if busy + threads > cores + 0.5:
         config.findings.add(
             "busy_machine",
-            f"other processes keep {busy:.1f} of {os.cpu_count()} cores busy, and {threads} threads that wait for "
+            f"other processes keep {busy:.1f} of {cores} cores busy, and {threads} threads that wait for "
             "each other then run 10 to 20 times slower. Wait for them, or set OMP_NUM_THREADS=1",
         )
 
