@@ -1,9 +1,9 @@
-"""Memory and time of DPO's three ways to have a reference: precomputed, live, and LoRA with the adapter switched off.
+"""Memory and time of DPO's three ways to get reference log-probabilities: precomputed, live, LoRA's adapter off.
 
-    python benchmarks/dpo_reference.py                            # a random model of 113 million parameters
+    python benchmarks/dpo_reference.py                            # a random model of 117 million parameters
 
 A model of Qwen3's architecture with random weights; 16 pairs of about 300 tokens, two steps of 4 pairs. Each way runs
-in a process of its own. Prints peak memory and seconds, each as a ratio to the live reference.
+in a process of its own. Prints peak memory and time, each as a ratio to the live reference.
 """
 
 import argparse

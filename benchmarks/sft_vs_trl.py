@@ -1,10 +1,10 @@
-"""Whole-process time of our SFT recipe against `trl sft`: the same rows, model, steps and learning rate, in turn.
+"""Time of the whole process of our SFT recipe against `trl sft`: the same rows, model, steps and learning rate.
 
-    python benchmarks/sft_vs_trl.py --repeat 3
+    python benchmarks/sft_vs_trl.py --repeat 2
 
-Three commands are timed: `trl sft` as its own defaults have it; our recipe with training alone; and our recipe as it
-is shipped, with the evaluation before and after, and the report. Start it on an idle machine: two jobs on one
-processor slow each other many times over.
+Three commands are timed, alternating: `trl sft` with its own defaults; our recipe without held-out rows, so without any
+evaluation; and our recipe as shipped, with the evaluations before and after and the report. Start it on an idle
+machine: two jobs on one processor slow each other down many times over.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Train the tiny base model (`tiny/base/`) and its tokenizer from scratch on plain text of the tiny world.
 
-    python tiny/make_base.py --output_dir /tmp/base        # an hour on one core
+    python tiny/make_base.py --output_dir /tmp/base        # takes long; see tiny/README.md
 
-What is left out of a real pre-training run: validation during training, checkpoints, weight decay, mixed precision;
-the model is so small that a run is repeated rather than resumed. Matrices are trained with Muon and the rest with
-AdamW (https://kellerjordan.github.io/posts/muon/), a strong optimiser for short runs of small models.
+Left out of a real pre-training run: validation during training, checkpoints, weight decay, mixed precision. The model
+is so small that a failed run is repeated, not resumed. Matrices are trained with Muon and the rest with AdamW
+(https://kellerjordan.github.io/posts/muon/), a strong optimiser for short runs of small models.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python tiny/make_data.py
 
-Held-out and training never share a prompt, nor the numbers of one (see world.py).
+Held-out and training files never share a prompt, nor a prompt's set of numbers (see world.py).
 """
 
 import argparse

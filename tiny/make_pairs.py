@@ -1,10 +1,10 @@
-"""Make the preference pairs of the tiny DPO recipes (`tiny/data/dpo_*.jsonl`) from what the SFT model itself answers.
+"""Make the preference pairs of the tiny DPO recipes (`tiny/data/dpo_*.jsonl`) from the SFT model's own answers.
 
     python sft/train.py --config configs/sft_tiny.yaml
     python tiny/make_pairs.py
 
-The rejected answers are sampled from the model, so that DPO takes away what it really says. Seeded; on another machine
-the SFT model differs in its last bits, and some of the samples with it.
+The rejected answers are sampled from the model, so that DPO takes away what it really says. The sampling is seeded, but
+on another machine the SFT model differs in its last bits, and so do some of the samples.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""The tiny world: word problems in the manner of GSM8K, each with worked steps and one whole number as answer.
+"""The tiny world: word problems in the style of GSM8K, each with worked steps and one whole number as its answer.
 
-Everything here is a pure function of a `random.Random`, so that one seed gives the same world on every machine.
-A problem whose *set of numbers* is reserved (`is_reserved`) belongs to held-out; it is in no training file and not
-in the base model's text, so a held-out prompt can be answered only by working it out.
+Everything here is a pure function of a `random.Random`, so one seed gives the same world on every machine. A problem
+whose *set of numbers* is reserved (`is_reserved`) is held out: it is in no training file and not in the base model's
+text, so a held-out prompt can only be answered by working it out.
 """
 
 import hashlib
