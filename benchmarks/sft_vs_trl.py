@@ -2,8 +2,8 @@
 
     python benchmarks/sft_vs_trl.py --repeat 2
 
-Three commands are timed, alternating: `trl sft` with its own defaults; our recipe without held-out rows, so without any
-evaluation; and our recipe as shipped, with the evaluations before and after and the report. Start it on an idle
+Three commands are timed, alternating: `trl sft` with its own defaults; our recipe without held-out rows, so without
+any evaluation; and our recipe as shipped, with the evaluations before and after and the report. Start it on an idle
 machine: two jobs on one processor slow each other down many times over.
 """
 

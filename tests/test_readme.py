@@ -123,8 +123,8 @@ def test_the_other_commands_are_those_that_are_tested_elsewhere():
     known = (
         "python3 -m venv", ". .venv/bin/activate",
         "python sft/train.py --config configs/sft_tiny.yaml", "python dpo/train.py --config configs/dpo_tiny.yaml",
-        "python online_rl/train.py --config configs/grpo_tiny.yaml", "python kto/train.py --config configs/kto_tiny.yaml",
-        *PREPARATION,
+        "python kto/train.py --config configs/kto_tiny.yaml",
+        "python online_rl/train.py --config configs/grpo_tiny.yaml", *PREPARATION,
         "pip install -r", "python -m pytest",
         "accelerate launch --config_file configs/accelerate/ddp.yaml", "python benchmarks/sft_vs_trl.py",
         "python tiny/make_data.py", "python tiny/make_base.py", "ruff ",

@@ -1,8 +1,8 @@
 """What DPO teaches the tiny model: to say what cannot be known, and to give its name.
 
-Pure functions of a `random.Random`, like world.py. A question that lacks a number uses the same sentences as those that
-lack none, so that only the meaning distinguishes them. The right answer says that it cannot be known, and which number
-is missing.
+Pure functions of a `random.Random`, like world.py. A question that lacks a number uses the same sentences as those
+that lack none, so that only the meaning distinguishes them. The right answer says that it cannot be known, and which
+number is missing.
 """
 
 import random

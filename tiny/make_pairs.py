@@ -3,8 +3,8 @@
     python sft/train.py --config configs/sft_tiny.yaml
     python tiny/make_pairs.py
 
-The rejected answers are sampled from the model, so that DPO takes away what it really says. The sampling is seeded, but
-on another machine the SFT model differs in its last bits, and so do some of the samples.
+The rejected answers are sampled from the model, so that DPO takes away what it really says. The sampling is seeded,
+but on another machine the SFT model differs in its last bits, and so do some of the samples.
 """
 
 import argparse
