@@ -3,7 +3,14 @@
     python dpo/train.py --config configs/dpo_tiny.yaml            # starts from what configs/sft_tiny.yaml makes
     accelerate launch --config_file configs/accelerate/ddp.yaml dpo/train.py --config configs/dpo_qwen.yaml
 
-Any field of trl.DPOConfig or trl.ModelConfig may stand in the YAML or as a --flag.
+Any field of trl.DPOConfig or trl.ModelConfig can be set in the YAML or as a --flag. Different from TRL's defaults:
+
+- The reference model's log-probabilities are computed once, before training, and cached on disk (dpo/config.py sets
+  precompute_ref_log_probs). TRL keeps a second model in memory. With LoRA, both switch the adapter off instead.
+- The tiny configs add an SFT term (loss_type: [sigmoid, sft]). With sigmoid alone, TRL's default, both answers may
+  become less likely: the loss sees only their difference.
+- Pairs whose answers are equal are dropped: they have no gradient.
+- LoRA adapts all linear layers, and a gradient that is not finite stops the run, as in sft/train.py.
 """
 
 import sys

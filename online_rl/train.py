@@ -3,7 +3,21 @@
     python online_rl/train.py --config configs/grpo_tiny.yaml     # offline, CPU, two minutes; starts from the SFT's
     accelerate launch --config_file configs/accelerate/ddp.yaml online_rl/train.py --config configs/grpo_qwen.yaml
 
-Any field of trl.GRPOConfig or trl.ModelConfig may stand in the YAML or as a --flag.
+Any field of trl.GRPOConfig or trl.ModelConfig can be set in the YAML or as a --flag. The algorithm is TRL's default:
+
+- loss_type: dapo averages over the tokens of all completions, so that long and short ones weigh the same per token.
+- The baseline is the mean reward of a prompt's num_generations completions; scale_rewards: group divides by their
+  standard deviation. reward_weights weights the reward functions before that.
+- epsilon and epsilon_high clip the probability ratio. With one step per generation, as in configs/grpo_*.yaml, it is 1
+  and nothing is clipped; num_iterations or steps_per_generation make it matter.
+- beta: 0.0 means no KL penalty and no reference model. The evaluation measures the KL divergence instead.
+
+Different from TRL's defaults:
+
+- The rewards are tried on right and wrong answers, and a first rollout is sampled, before training (checks.py).
+- A held-out score is measured beside the reward (heldout_points), which alone would not show reward hacking.
+- Checkpoints fall between generations, so that a resumed run ends with the same weights (config.py).
+- LoRA adapts all linear layers, and a gradient that is not finite stops the run, as in sft/train.py.
 """
 
 import sys

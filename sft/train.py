@@ -3,7 +3,14 @@
     python sft/train.py --config configs/sft_tiny.yaml            # offline, CPU, about a minute
     accelerate launch --config_file configs/accelerate/ddp.yaml sft/train.py --config configs/sft_qwen.yaml
 
-Any field of trl.SFTConfig or trl.ModelConfig may stand in the YAML or as a --flag.
+Any field of trl.SFTConfig or trl.ModelConfig can be set in the YAML or as a --flag. Different from TRL's defaults:
+
+- Only the answers are learnt, because the shipped configs set assistant_only_loss. TRL also trains on the questions.
+- Held-out rows are never packed (eval_packing), so each has a loss of its own. TRL packs them like the training rows.
+- LoRA adapts all linear layers (lora_target_modules). PEFT's default for most models is q_proj and v_proj alone.
+- On a GPU, LoRA's frozen base is bfloat16, at half the memory of TRL's float32. Without LoRA the weights stay float32,
+  as bfloat16 would round small steps away.
+- A gradient that is not finite stops the run before the step. TRL trains on, and its log shows an average instead.
 """
 
 import sys
