@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL
+from test_copy import CORE
 
 PREPARATION = (
     "python data_prep/generate.py --config configs/generate_tiny.yaml",
@@ -136,13 +137,7 @@ def test_the_other_commands_are_those_that_are_tested_elsewhere():
 
 @pytest.mark.parametrize("name", PAGES)
 def test_paths_exist(name):
-    made = (
-        "outputs/",
-        "evaluation/",
-        "completions/",
-        "owner/",
-        "configs/METHOD_NAME.yaml",
-    )  # a run makes them, or you
+    made = ("outputs/", "evaluation/", "completions/", "owner/", "configs/METHOD_NAME.yaml")  # by a run, or by you
     text = (ROOT / name).read_text()
     for path in re.findall(r"`([a-z_]+/[A-Za-z0-9_./-]*)`", text):
         assert path.startswith(made) or (ROOT / path).exists(), path
@@ -162,52 +157,25 @@ def test_measured_figures_are_those_of_the_linked_page():
             assert figure in text, row
 
 
-def copy(folder, *names):
-    """Files and folders of this repository, at the same places in another folder."""
-    for name in names:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-
-
-def train_elsewhere(folder):
-    """The copied recipe on a model and rows of the folder's own."""
-    shutil.copytree(ROOT / "tiny/base", folder / "my_model")
-    shutil.copy(ROOT / "tiny/data/sft_prompt_completion.jsonl", folder / "rows.jsonl")
+def test_a_method_can_be_copied(tmp_path):
+    """One method's folder, utils/ and one YAML in an empty folder train there."""
+    for name in ("sft", "utils"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tiny/base", tmp_path / "my_model")
+    shutil.copy(ROOT / "tiny/data/sft_prompt_completion.jsonl", tmp_path / "rows.jsonl")
     text = (ROOT / "configs/sft_tiny.yaml").read_text().replace("tiny/base", "my_model")
     text = text.replace("tiny/data/sft_messages.jsonl", "rows.jsonl")
     text = text.replace("heldout_name: tiny/data/heldout.jsonl", "heldout_fraction: 0.1")
-    (folder / "mine.yaml").write_text(text)
+    (tmp_path / "mine.yaml").write_text(text)
     command = [sys.executable, "sft/train.py", "--config", "mine.yaml"]
     for name, value in SMALL.items():
         command += [f"--{name}", str(value)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_a_method_can_be_copied(tmp_path):
-    """One method's folder, utils/ and one YAML in an empty folder train there."""
-    copy(tmp_path, "sft", "utils")
-    train_elsewhere(tmp_path)
     assert (tmp_path / "outputs/mine/metrics.json").is_file()
 
 
-def test_the_small_core_can_be_copied(tmp_path):
-    """What the README calls the core trains by itself, with the lines deleted that it names."""
+def test_the_core_is_the_one_that_is_tried():
+    """tests/test_copy.py trains with what the README names, and nothing else of utils/."""
     section = README[README.index("The small core is") : README.index("| to keep |")]
-    core = re.findall(r"`((?:sft|utils)/[a-z_./]+)`", section)
-    dropped = re.findall(r"`(preflight|evaluate|metrics|toolbox)`", section)
-    assert len(core) == 7
-    assert len(dropped) == 4
-    copy(tmp_path, *core)
-    path, kept = tmp_path / "sft/train.py", []
-    for line in path.read_text().splitlines():
-        code = line.partition("#")[0]
-        if kept and re.search(rf"\b(load_)?({'|'.join(dropped)})\b|report", code) and line.startswith("    "):
-            continue
-        kept.append(line[4:] if "trainer.train(" in line else line)
-    path.write_text("\n".join(kept) + "\n")
-    train_elsewhere(tmp_path)
-    assert (tmp_path / "outputs/mine/model.safetensors").is_file()
+    assert set(re.findall(r"`utils/([a-z_.]+?)/?`", section)) == set(CORE)
