@@ -14,7 +14,7 @@ from utils.evaluation import Evaluation, compare, mean_scores
 from utils.files import console, is_main_process, say, show, write_atomically
 from utils.preflight import Preflight
 from utils.report.curves import draw_curves
-from utils.report.html import html_report
+from utils.report.pages import html_report
 from utils.report.tables import HEADS, choose, legend, prompt_text, shorten, table_rows, training_figures
 from utils.run import Alarm, Run, TrainingStopped, find_alarms, guard_broken, score_fell
 

@@ -67,8 +67,18 @@ def legend(metrics: dict) -> str:
 HEADS = ["metric", "before (95%)", "after (95%)", "change", "paired test", "n"]
 
 
+# Control characters but tabs and newlines, and those that turn the direction of writing, as Python escapes them.
+CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F),
+            *range(0x2066, 0x206A)) if chr(code) not in "\t\n"}  # fmt: skip
+
+
+def visible(value: object) -> object:
+    """Text whose control characters are seen, not obeyed."""
+    return value.translate(CONTROLS) if isinstance(value, str) else value
+
+
 def shorten(text: str, most: int = 240) -> str:
-    text = text.replace("\n", "⏎")
+    text = visible(text).replace("\n", "⏎")
     return text if len(text) <= most else text[:most] + " …"
 
 
