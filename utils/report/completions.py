@@ -1,20 +1,20 @@
-"""The completions that a model tried in online RL, as the report shows them."""
+"""The completions sampled during online RL, as the report shows them."""
 
 from pathlib import Path
 
 from utils.rewards import answer_text
 
-EACH = 2  # best and worst completions of each quarter in the report
-QUARTERS = 4
+QUARTERS = 4  # of the run
+EACH = 2  # best completions per quarter, and as many worst ones
 COLUMNS = ("step", "prompt", "completion", "advantage")  # the others are rewards
 
 
-def dialogue_text(said: str | list[dict]) -> str:
-    """A prompt or a completion for reading: turns in order, tool calls and what tools said marked by arrows."""
-    if isinstance(said, str):
-        return said
+def dialogue_text(dialogue: str | list[dict]) -> str:
+    """A prompt or a completion as readable text: turns in order, tool calls after →, tool results after ←."""
+    if isinstance(dialogue, str):
+        return dialogue
     lines = []
-    for message in said:
+    for message in dialogue:
         if message["role"] == "tool":
             lines.append(f"← {message['content']}")
             continue
@@ -36,7 +36,7 @@ def best_and_worst(folder: Path) -> list[dict]:
     files = sorted((folder / "completions").glob("step-*.parquet"))
     if not files:
         return []
-    import pandas  # half a second, for online RL alone
+    import pandas  # only online RL needs it
 
     table = pandas.concat([pandas.read_parquet(path) for path in files])
     quarters = []
