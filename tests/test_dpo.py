@@ -72,7 +72,7 @@ def test_a_held_out_row_names_its_metric(stage):
     assert found["answer_tokens"]["n"] == found["kl"]["n"] == found["reward_margin"]["n"] == 8
     page = (stage.folder / "out/report.html").read_text()
     assert "honest (guard 0.5)" in page
-    assert "KL(model || model before)" in page
+    assert "KL(trained model || original model)" in page
     shutil.rmtree(stage.folder / "out")
     stage.run(f"heldout_name: {held}\neval_metrics: [exact_match]", method="dpo").tells(
         "eval_metrics: held-out row 2 is to be scored by 'honest' (its column `metric`)", "Add it"

@@ -69,9 +69,14 @@ def test_nothing_is_wider_than_the_screen(finished_run, tmp_path, width):
 
 @needs_chromium
 def test_a_script_in_a_transcript_is_shown_not_run(tmp_path):
-    attack = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
+    attack = "{{ 7 * 7 }}<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
     rows = [
-        {"messages": [{"role": "user", "content": f"{n} {attack}"}, {"role": "assistant", "content": f"{attack} {n}"}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"{n} {attack} \x1b[2J\u202e"},
+                {"role": "assistant", "content": f"{attack} {n}"},
+            ]
+        }
         for n in range(40)
     ]
     data = tmp_path / "rows.jsonl"
@@ -88,6 +93,8 @@ def test_a_script_in_a_transcript_is_shown_not_run(tmp_path):
     html = (tmp_path / "out/report.html").read_text()
     assert "<script" not in html
     assert attack in unescape(html)
+    assert not {"\x1b", "\u202e"} & set(html)
+    assert r"\x1b[2J\u202e" in html
     dom = browse(tmp_path / "out/report.html", tmp_path / "profile", "--dump-dom").stdout
     assert "<title>out</title>" in dom
     assert "&lt;script&gt;" in dom

@@ -319,7 +319,7 @@ def test_answers_past_max_length_are_refused(tmp_path):
 def test_nothing_held_out_is_said_and_trains(tmp_path):
     done = recipe(output_dir=tmp_path / "out", heldout_name="null")
     assert done.returncode == 0, done.stderr
-    assert "nothing held out, nothing measured" in done.stdout
+    assert "no rows are held out, so nothing is measured" in done.stdout
     assert metrics(tmp_path / "out")["after"] == {}
     assert "finished" in recipe(output_dir=tmp_path / "out", heldout_name="null").stdout
 

@@ -1,4 +1,4 @@
-"""KL divergence of a trained model from its reference, the model that it started from."""
+"""KL divergence of a trained model from its reference, the model it started from."""
 
 import contextlib
 from collections.abc import Callable
@@ -12,12 +12,14 @@ from utils.config import Config
 from utils.generation import Dialogue
 from utils.model import load_model
 
-MAX_LOGITS = 2**27  # held at a time; those of one long answer over a large vocabulary may be more
+MAX_LOGITS = 2**27  # in memory at a time, unless a single answer has more
 
 
 def find_reference(trainer: Trainer, config: Config) -> tuple[PreTrainedModel, Callable]:
-    """The model as it was before training, and a context in which it is that: with LoRA the adapter switched off,
-    else the trainer's own reference, or the model loaded anew, in the room of the gradients, which are let go.
+    """The model as it was before training, and a context to use it in.
+
+    With LoRA it is the model itself with its adapter off. Otherwise it is the trainer's reference model, or the base
+    model loaded again; the gradients are freed first to make room for it.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(model, PeftModel):
@@ -30,10 +32,10 @@ def find_reference(trainer: Trainer, config: Config) -> tuple[PreTrainedModel, C
 
 @torch.inference_mode()
 def kl_from_reference(trainer: Trainer, config: Config, dialogues: list[Dialogue]) -> list[float]:
-    """KL(model || reference) of the next-token distributions along given answers, exact over the vocabulary.
+    """KL(model || reference) of the next-token distributions along the answers, exact over the vocabulary.
 
     Returns:
-        KL in nats, summed over the tokens that the model made (not over what tools said), an answer.
+        One KL per answer, in nats, summed over the tokens that the model generated (tool results are left out).
     """
     answered = [(dialogue.prompt_ids, dialogue.ids) for dialogue in dialogues]
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -56,10 +58,10 @@ def kl_from_reference(trainer: Trainer, config: Config, dialogues: list[Dialogue
     return found
 
 
-def log_probs(trainer: Trainer, model, part: list[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
-    """Log-probabilities (tokens x vocabulary, float32) of what may stand at each place of each answer."""
+def log_probs(trainer: Trainer, model: PreTrainedModel, part: list[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
+    """The log-probability of every token of the vocabulary at each position of each answer (tokens x vocabulary)."""
     ids = [prompt + answer for prompt, answer in part]
-    # Padded on the right, so that positions count from the first token whatever the model reads them by.
+    # Padded on the right, so that positions are right even for a model that ignores the attention mask in them.
     inputs = trainer.processing_class.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
     inputs = {name: inputs[name].to(trainer.accelerator.device) for name in ("input_ids", "attention_mask")}
     width = inputs["input_ids"].shape[1]

@@ -1,7 +1,7 @@
 """What a run did to the model, for programs (metrics.json) and for people (report.html, README.md, curves.png).
 
-The recipes call `write_report` at the end, and `report_if_stopped` around training. It reads what the others found and
-measures nothing itself; all text of models and data is escaped.
+The recipes call `write_report` at the end, and `report_if_stopped` around training. Nothing is measured here: the
+report shows what evaluation, preflight and alarms found. All text of models and data is escaped.
 """
 
 from utils.report.completions import dialogue_text

@@ -1,22 +1,20 @@
-"""The completions that a model tried in online RL, as the report shows them."""
+"""The completions sampled during online RL, as the report shows them."""
 
-from html import escape
 from pathlib import Path
-
-import pandas
 
 from utils.rewards import answer_text
 
-EACH = 2  # best and worst completions of each quarter in the report
-QUARTERS = 4
+QUARTERS = 4  # of the run
+EACH = 2  # best completions per quarter, and as many worst ones
+COLUMNS = ("step", "prompt", "completion", "advantage")  # the others are rewards
 
 
-def dialogue_text(said: str | list[dict]) -> str:
-    """A prompt or a completion for reading: turns in order, tool calls and what tools said marked by arrows."""
-    if isinstance(said, str):
-        return said
+def dialogue_text(dialogue: str | list[dict]) -> str:
+    """A prompt or a completion as readable text: turns in order, tool calls after →, tool results after ←."""
+    if isinstance(dialogue, str):
+        return dialogue
     lines = []
-    for message in said:
+    for message in dialogue:
         if message["role"] == "tool":
             lines.append(f"← {message['content']}")
             continue
@@ -28,41 +26,36 @@ def dialogue_text(said: str | list[dict]) -> str:
     return "\n".join(lines)
 
 
-def html_completions(folder: Path) -> str:
-    """The most and the least advantageous completions of each quarter of the run; nothing where none were kept."""
+def best_and_worst(folder: Path) -> list[dict]:
+    """The completions with the highest and the lowest advantage of each quarter of the run, if any were kept.
+
+    Returns:
+        {"first", "last": steps, "reward": their mean, "best", "worst": [{"prompt", "completion", "rewards",
+        "advantage"}]} per quarter.
+    """
     files = sorted((folder / "completions").glob("step-*.parquet"))
     if not files:
-        return ""
-    tables = [pandas.read_parquet(path) for path in files]
-    steps = [table["step"][0] for table in tables]
-    sections = []
+        return []
+    import pandas  # only online RL needs it
+
+    table = pandas.concat([pandas.read_parquet(path) for path in files])
+    quarters = []
     for quarter in range(QUARTERS):
-        first, last = (steps[-1] * part / QUARTERS for part in (quarter, quarter + 1))
-        part = [table for table, step in zip(tables, steps, strict=True) if first < step <= last]
-        if not part:
-            continue
-        rows = pandas.concat(part).sort_values("advantage", kind="stable")
-        rows = rows.drop_duplicates(["prompt", "completion"])
-        shown = "".join(
-            f"<div><h4>{name}</h4>{''.join(html_completion(row) for row in chosen.to_dict('records'))}</div>"
-            for name, chosen in (("best", rows.tail(EACH)[::-1]), ("worst", rows.head(EACH)))
-        )
-        mean = pandas.concat(part)["reward"].mean()
-        sections.append(
-            f"<article><h4>steps {part[0]['step'][0]} to {part[-1]['step'][0]}: mean reward {mean:.3f}</h4>"
-            f'<div class="pair">{shown}</div></article>'
-        )
-    return (
-        "<h2>What it tried</h2><p>Of each quarter of the run, the completions with the highest and the lowest "
-        "advantage: those that did much better, or worse, than the others for the same prompt. All that were kept "
-        f"are in <code>completions/</code>.</p>{''.join(sections)}"
-    )
+        first, last = (table["step"].max() * part / QUARTERS for part in (quarter, quarter + 1))
+        part = table[(first < table["step"]) & (table["step"] <= last)]
+        rows = part.sort_values("advantage", kind="stable").drop_duplicates(["prompt", "completion"])
+        if len(rows):
+            quarters.append(
+                {
+                    "first": part["step"].min(),
+                    "last": part["step"].max(),
+                    "reward": part["reward"].mean(),
+                    "best": [with_rewards(row) for row in rows.tail(EACH)[::-1].to_dict("records")],
+                    "worst": [with_rewards(row) for row in rows.head(EACH).to_dict("records")],
+                }
+            )
+    return quarters
 
 
-def html_completion(row: dict) -> str:
-    rewards = {name: value for name, value in row.items() if name not in ("step", "prompt", "completion", "advantage")}
-    told = ", ".join(f"{name} {value:g}" for name, value in rewards.items())
-    return (
-        f'<pre class="asked">{escape(row["prompt"])}</pre><pre>{escape(row["completion"])}</pre>'
-        f'<p class="soft">{escape(told)}; advantage {row["advantage"]:+.2f}</p>'
-    )
+def with_rewards(row: dict) -> dict:
+    return row | {"rewards": {name: value for name, value in row.items() if name not in COLUMNS}}

@@ -1,4 +1,4 @@
-"""Pictures of what was logged while training."""
+"""Curves of what was logged during training."""
 
 import math
 from pathlib import Path
@@ -7,13 +7,13 @@ CURVES = {
     "loss": "training loss",
     "eval_loss": "held-out loss",
     "reward": "training reward",
-    "eval_reward": "training reward of held-out prompts",
+    "eval_reward": "training reward on held-out prompts",
     "rewards/margins": "reward margin",
     "rewards/accuracies": "reward accuracy",
-    "logps/chosen": "log-probability of chosen",
-    "logps/rejected": "log-probability of rejected",
-    "frac_reward_zero_std": "groups without a gradient",
-    "completions/mean_length": "completion length",
+    "logps/chosen": "log-probability of chosen answers",
+    "logps/rejected": "log-probability of rejected answers",
+    "frac_reward_zero_std": "share of groups without a gradient",
+    "completions/mean_length": "mean completion length",
     "entropy": "entropy",
     "mean_token_accuracy": "token accuracy",
     "grad_norm": "gradient norm",
@@ -23,7 +23,7 @@ COLOURS = ("#e0701a", "#16a34a", "#a855f7", "#dc2626", "#0891b2", "#ca8a04", "#d
 
 
 def draw_curves(logs: list[dict], path: Path) -> None:
-    """Every curve that was logged, on a transparent ground in greys that read on white and on black."""
+    """Draw up to eight curves on a transparent background, in a grey that is legible on white and on black."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -45,7 +45,7 @@ def draw_curves(logs: list[dict], path: Path) -> None:
                 axis.plot(*zip(*points, strict=True), "o--", color=colour, linewidth=1, label=label)
             if key == "reward" and heldout:
                 axis.legend(fontsize=8, framealpha=0)
-                title = "training reward, and the true score on held-out prompts"
+                title = "training reward and scores on held-out prompts"
             axis.set_title(title, fontsize=10)
             axis.grid(color=grey, alpha=0.25)
             axis.spines[:].set_visible(False)

@@ -5,17 +5,28 @@ from transformers import Trainer
 from utils.evaluation import Evaluation
 
 EXPLAINED = {
-    "heldout_loss": "loss a supervised token of the held-out rows",
-    "answer_tokens": "length of the greedy answers in tokens",
-    "kl": "KL(model || model before) a token, in nats, along its own greedy answers",
-    "logp_chosen": "log-probability of the held-out chosen answers",
-    "logp_rejected": "of the rejected ones",
-    "reward_margin": "implicit reward of chosen less that of rejected (0 before, by definition)",
-    "reward_accuracy": "share of held-out pairs whose margin is above 0",
+    "heldout_loss": "mean loss per supervised token of the held-out rows",
+    "answer_tokens": "mean length of the greedy answers, in tokens",
+    "kl": "KL(trained model || original model) per token, in nats, along the trained model's greedy answers",
+    "logp_chosen": "mean log-probability of the held-out chosen answers",
+    "logp_rejected": "mean log-probability of the held-out rejected answers",
+    "reward_margin": "implicit reward of the chosen answer minus that of the rejected one (0 before, by definition)",
+    "reward_accuracy": "share of held-out pairs with a margin above 0",
+}
+HEADS = ["metric", "before (95% CI)", "after (95% CI)", "change", "paired test", "n"]
+TRANSCRIPTS = 24  # in the report; all of them are in evaluation/*.json
+
+# Control characters, except tab and newline, and those that reverse the direction of text -> Python's escapes.
+ESCAPES = {
+    code: repr(chr(code))[1:-1]
+    for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    if chr(code) not in "\t\n"
 }
 
 
-TRANSCRIPTS = 24  # in the report; all of them are in evaluation/*.json
+def visible(value: object) -> object:
+    """Text with its control characters shown as escapes, so that no terminal or browser obeys them."""
+    return value.translate(ESCAPES) if isinstance(value, str) else value
 
 
 def training_figures(trainer: Trainer, logs: list[dict]) -> dict:
@@ -34,25 +45,20 @@ def training_figures(trainer: Trainer, logs: list[dict]) -> dict:
 
 
 def table_rows(metrics: dict) -> list[list[str]]:
-    """metric, before, after, change, p and n, as text."""
+    """One row of text per metric, in the columns of HEADS."""
     rows = []
-    for name, after in (metrics["after"] or {}).items():
-        before, change = metrics["before"][name], metrics["change"][name]
-        p = "p < 0.001" if change["p_value"] < 0.001 else f"p = {change['p_value']:.3f}"
-        cells = [
-            "{} ({} to {})".format(*(digits(m[key]) for key in ("value", "low", "high"))) for m in (before, after)
-        ]
+    for name, change in metrics["change"].items():
+        before, after = metrics["before"][name], metrics["after"][name]
         guard = f" (guard {metrics['guards'][name]:g})" if name in metrics["guards"] else ""
-        rows.append(
-            [
-                name + guard,
-                *cells,
-                f"{change['value']:+.3f}" if abs(change["value"]) < 10 else f"{change['value']:+.1f}",
-                p,
-                str(after["n"]),
-            ]
-        )
+        difference = f"{change['value']:+.3f}" if abs(change["value"]) < 10 else f"{change['value']:+.1f}"
+        p_value = "p < 0.001" if change["p_value"] < 0.001 else f"p = {change['p_value']:.3f}"
+        rows.append([name + guard, with_interval(before), with_interval(after), difference, p_value, str(after["n"])])
     return rows
+
+
+def with_interval(figure: dict) -> str:
+    value = digits(figure["value"])
+    return value if figure["low"] is None else f"{value} ({digits(figure['low'])} to {digits(figure['high'])})"
 
 
 def digits(value: float) -> str:
@@ -60,15 +66,12 @@ def digits(value: float) -> str:
 
 
 def legend(metrics: dict) -> str:
-    """What the table's figures are, but for the scores, which bear the names of their functions."""
-    return "; ".join(f"{name}: {text}" for name, text in EXPLAINED.items() if name in (metrics["after"] or {}))
-
-
-HEADS = ["metric", "before (95%)", "after (95%)", "change", "paired test", "n"]
+    """What the metrics are, except for the scores, which have the names of their functions."""
+    return "; ".join(f"{name}: {text}" for name, text in EXPLAINED.items() if name in metrics["change"])
 
 
 def shorten(text: str, most: int = 240) -> str:
-    text = text.replace("\n", "⏎")
+    text = visible(text).replace("\n", "⏎")
     return text if len(text) <= most else text[:most] + " …"
 
 
@@ -79,11 +82,13 @@ def prompt_text(prompt: list[dict] | str) -> str:
 
 
 def choose(before: Evaluation, after: Evaluation, most: int) -> list[tuple[dict, dict]]:
-    """Transcripts worth reading first: one each of lost, gained, still wrong and kept, round and round."""
+    """The transcripts to read first, as (row before, row after), alternating between those that are newly wrong, newly
+    right, still wrong and still right by their first score.
+    """
     groups: dict[tuple, list] = {(True, False): [], (False, True): [], (False, False): [], (True, True): []}
     for first, last in zip(before.rows, after.rows, strict=True):
-        scored = [(first["scores"][name] > 0, last["scores"][name] > 0) for name in list(first["scores"])[:1]]
-        groups[scored[0] if scored else (False, False)].append((first, last))
+        right = [(value > 0, last["scores"].get(name, 0) > 0) for name, value in first["scores"].items()]
+        groups[right[0] if right else (False, False)].append((first, last))
     chosen: list[tuple[dict, dict]] = []
     while len(chosen) < most and any(groups.values()):
         chosen += [group.pop(0) for group in groups.values() if group]
