@@ -1,4 +1,4 @@
-"""Files written whole or not at all, without keys in them."""
+"""What a run writes and prints: files whole or not at all and without keys, one line a phase, progress."""
 
 import os
 import re
@@ -28,7 +28,19 @@ def show(path: Path) -> str:
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else str(path)
 
 
+# Control characters, except tab and newline, and those that reverse the direction of text -> Python's escapes.
+ESCAPES = {
+    code: repr(chr(code))[1:-1]
+    for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    if chr(code) not in "\t\n"
+}
+
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+
+
+def visible(value: object) -> object:
+    """Text with its control characters shown as escapes, so that no terminal or browser obeys them."""
+    return value.translate(ESCAPES) if isinstance(value, str) else value
 
 
 def is_main_process() -> bool:
@@ -38,7 +50,7 @@ def is_main_process() -> bool:
 def say(phase: str, text: str) -> None:
     if is_main_process():
         console.print(f"[bold]{phase:<10}[/bold]", end="")
-        console.print(text, markup=False)
+        console.print(visible(text), markup=False)
 
 
 EVERY = 10.0  # seconds between two lines

@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from utils.config import Config, Findings, UserError
 from utils.evaluation import preserve_rng_state
-from utils.files import console, is_main_process, say
+from utils.files import console, is_main_process, say, visible
 from utils.generation import Toolbox
 from utils.preflight.context import SAMPLE, PreflightContext, evenly_spread
 
@@ -101,7 +101,8 @@ def stop_or_warn(findings: Findings, accepted: Iterable[str]) -> None:
 def print_example(example: list[tuple[str, bool]]) -> None:
     """One row on the terminal: trained tokens green, or in ⟦brackets⟧ where there is no colour."""
     console.print("           one row, trained tokens marked:", style="dim")
-    for text, trained in example:
+    for piece, trained in example:
+        text = visible(piece)
         if console.color_system:
             console.print(text, end="", markup=False, style="green" if trained else "dim")
         else:

@@ -11,9 +11,10 @@ import jinja2
 
 from utils.config import Config
 from utils.evaluation import Evaluation
+from utils.files import visible
 from utils.preflight import Preflight
 from utils.report.completions import best_and_worst
-from utils.report.tables import HEADS, TRANSCRIPTS, choose, legend, prompt_text, table_rows, visible
+from utils.report.tables import HEADS, TRANSCRIPTS, choose, legend, prompt_text, table_rows
 from utils.run import Run
 
 TEMPLATES = jinja2.Environment(

@@ -3,6 +3,7 @@
 from transformers import Trainer
 
 from utils.evaluation import Evaluation
+from utils.files import visible
 
 EXPLAINED = {
     "heldout_loss": "mean loss per supervised token of the held-out rows",
@@ -15,18 +16,6 @@ EXPLAINED = {
 }
 HEADS = ["metric", "before (95% CI)", "after (95% CI)", "change", "paired test", "n"]
 TRANSCRIPTS = 24  # in the report; all of them are in evaluation/*.json
-
-# Control characters, except tab and newline, and those that reverse the direction of text -> Python's escapes.
-ESCAPES = {
-    code: repr(chr(code))[1:-1]
-    for code in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-    if chr(code) not in "\t\n"
-}
-
-
-def visible(value: object) -> object:
-    """Text with its control characters shown as escapes, so that no terminal or browser obeys them."""
-    return value.translate(ESCAPES) if isinstance(value, str) else value
 
 
 def training_figures(trainer: Trainer, logs: list[dict]) -> dict:
