@@ -194,7 +194,7 @@ def score_fell(logs: list[dict], change: dict[str, dict]) -> list[Alarm]:
     """After training: a held-out score that fell (p < 0.05), worse where the training reward rose.
 
     Args:
-        change: {score: {"value", "p_value"}}, as utils/evaluation.py gives it.
+        change: {score: {"value", "p_value"}}, as utils/evaluation gives it.
     """
     rewards, step = series(logs, "reward"), max((log.get("step", 0) for log in logs), default=0)
     rose = len(rewards) >= 2 * WINDOW and means(rewards)[1] > means(rewards)[0] + 0.05
