@@ -2,7 +2,9 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
 
 from utils.config import RecipeConfig, Source
 
@@ -34,31 +36,28 @@ class OnlineRLRecipe(RecipeConfig):
         "clipped_completions": "in the first rollout most completions are cut at max_completion_length",
     }
 
-    reward_funcs: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Functions of utils/rewards.py, dotted paths (my_package.my_rewards.score), or reward models: hub "
-            "names (owner/name) or folders."
-        },
-    )
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "Put before every prompt of messages that has no system message of its own."}
-    )
-    environment_factory: str | dict | None = field(
-        default=None,
-        metadata={"help": "A class by its dotted path, as TRL takes it; or {name: class}, chosen by a row's column."},
-    )
-    heldout_points: int = field(
-        default=3,
-        metadata={"help": "How often, while training, up to 100 held-out prompts are answered, beside the reward."},
-    )
-    max_prompt_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Longer prompts, in tokens, are left out, with a count. By default what max_completion_length "
-            "leaves of the model's context."
-        },
-    )
+    reward_funcs: Annotated[
+        list[str],
+        Field(
+            description="Functions of utils/rewards/, dotted paths (my_package.my_rewards.score), or reward models: "
+            "hub names (owner/name) or folders."
+        ),
+    ] = field(default_factory=list)
+    system_prompt: Annotated[
+        str | None, Field(description="Put before every prompt of messages that has no system message of its own.")
+    ] = None
+    environment_factory: Annotated[
+        str | dict | None,
+        Field(description="A class by its dotted path, as TRL takes it; or {name: class}, chosen by a row's column."),
+    ] = None
+    heldout_points: Annotated[
+        int,
+        Field(ge=0, le=1000, description="How often, during training, up to 100 held-out prompts are scored."),
+    ] = 3
+    max_prompt_length: Annotated[
+        int | None,
+        Field(ge=1, description="Prompts of more tokens are left out. By default what the model's context leaves."),
+    ] = None
 
     @staticmethod
     def check_values(source: Source, values: dict, fields: dict) -> None:

@@ -57,8 +57,7 @@ def require_hub(source: Source) -> None:
     If the hub does not answer and everything is cached, the libraries are told to work offline.
     """
     wanted = hub_names(source)
-    moved = any(what_to_write(key, value) for key, value in source.values.items())
-    if not wanted or source.mistakes or moved:  # parse_config tells all mistakes at once
+    if not wanted or source.mistakes:  # parse_config reports all mistakes at once
         return
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
@@ -78,7 +77,8 @@ def require_hub(source: Source) -> None:
             for key, name, kind in wanted
             if not (cache / repo_folder_name(repo_id=name, repo_type=kind) / "snapshots").exists()
         ]
-        if missing:
+        old_keys = any(what_to_write(key, value) for key, value in source.values.items())
+        if missing and not old_keys:  # parse_config reports those, all at once
             missing.append(f"and {constants.ENDPOINT} cannot be reached: {error}.")
             missing.append("Connect, or name a local folder or file. Without a network, this runs as it is:")
             tiny = f"{source.name.split('_')[0]}_tiny.yaml"

@@ -10,11 +10,11 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.config.fields import RecipeConfig
+from utils.config.fields import REFUSED, RecipeConfig
 from utils.config.findings import NAMES, Findings
 from utils.config.hub import missing_model
-from utils.config.legacy_keys import MIXTURES, RENAMED, what_to_write
-from utils.config.schema import check_value, raise_mistakes, unknown_key
+from utils.config.legacy_keys import name_today, what_to_write
+from utils.config.schema import check_value, field_types, members_of, raise_mistakes, unknown_key
 from utils.config.source import ROOT, Source, UserError, local_path
 
 if typing.TYPE_CHECKING:
@@ -55,16 +55,16 @@ def parse_config(source: Source, training_class: type, recipe_class: type[Recipe
     from trl import ModelConfig, TrlParser
 
     classes = (recipe_class, ModelConfig, training_class)
-    hints = {name: hint for cls in classes for name, hint in typing.get_type_hints(cls).items()}
+    hints = {name: hint for cls in classes for name, hint in field_types(cls, recipe_class.CHOICES).items()}
     fields = {f.name: f for cls in classes for f in dataclasses.fields(cls) if f.init}
-    values = check_keys(source, recipe_class, fields, hints)
+    values = check_keys(source, hints)
     check_together(source, values, NAMES | recipe_class.FINDINGS)
     recipe_class.check_values(source, values, fields)
     raise_mistakes(source)
     values.setdefault("output_dir", f"outputs/{source.name}")
     given = dict(values)
     # Adam refuses whole numbers for its betas.
-    values = {key: float(value) if hints[key] is float else value for key, value in values.items()}
+    values = {key: float(value) if members_of(hints[key]) == (float,) else value for key, value in values.items()}
     values = resolve(source, values)
     recipe_class.set_defaults(values)
     try:
@@ -81,23 +81,21 @@ def parse_config(source: Source, training_class: type, recipe_class: type[Recipe
     return Config(recipe, model, training, given, source, Findings(recipe_class.FINDINGS))
 
 
-def check_keys(source: Source, recipe_class: type[RecipeConfig], fields: dict, hints: dict) -> dict:
+def check_keys(source: Source, hints: dict[str, type]) -> dict:
     """The values whose key and value are right; a mistake is added to the source for every other one."""
-    own, values = {f.name for f in dataclasses.fields(recipe_class)}, {}
+    values = {}
     for key, value in source.values.items():
-        name = key if key in fields else None
-        if key not in own and (fix := what_to_write(key, value)):
-            name = RENAMED.get(key)  # a bad value is reported too, even if its key has moved
-            if key in RENAMED and name not in fields:
-                fix = f"{name}, its name today, {unknown(name, fields)}"
-            source.mistake(key, f"is not used here: {fix}")
-        elif name is None:
-            source.mistake(key, unknown(key, fields))
-        if name not in fields:
+        name = key
+        if key not in hints or key in REFUSED:
+            fix = what_to_write(key, value)
+            name = name_today(key)  # a bad value is reported too, even if its key has moved
+            if fix and name != key and name not in hints:
+                fix = f"{name}, its name today, {unknown(name, hints)}"
+            source.mistake(key, f"is not used here: {fix}" if fix else unknown(key, hints))
+        if name not in hints:
             continue
-        choices = fields[name].metadata.get("choices") or recipe_class.CHOICES.get(name)
         try:
-            checked = check_value(name, value, hints[name], choices)
+            checked = check_value(name, value, hints[name])
         except ValueError as error:
             source.mistake(key, str(error))
         else:
@@ -111,18 +109,15 @@ def unknown(key: str, fields: dict) -> str:
     import trl
     from transformers import TrainingArguments
 
-    text = unknown_key(key, fields)
-    if "did you mean" in text:
-        return text
     configs = [getattr(trl, name) for name in dir(trl) if name.endswith("Config")]  # the stable trainers' and others
     classes = [cls for cls in configs if issubclass(cls, TrainingArguments)]
     owners = [cls.__name__ for cls in classes if key in {f.name for f in dataclasses.fields(cls)}]
-    return f"is a key of {' and '.join(owners)} alone. Remove it" if owners else text
+    return f"is a key of {' and '.join(owners)} alone. Remove it" if owners else unknown_key(key, fields)
 
 
 def check_together(source: Source, values: dict, findings: dict[str, str]) -> None:
     """Rules between keys."""
-    given = {MIXTURES.get(key, RENAMED.get(key, key)) for key in source.values}
+    given = {key if key in values else name_today(key) for key in source.values}
     if "model_name_or_path" not in given:
         source.mistakes.append(f"{source.path.name}: model_name_or_path: is missing. Write the model to start from")
     if ("dataset_name" in given) == ("datasets" in given):

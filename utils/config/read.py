@@ -20,6 +20,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from utils.config.fields import ENV_NAMES, RecipeConfig
 from utils.config.hub import require_hub
 from utils.config.legacy_keys import what_to_write
+from utils.config.schema import described, field_types
 from utils.config.source import ROOT, FlagText, Source, UserError
 from utils.files import is_main_process
 
@@ -104,7 +105,7 @@ def read_flags(arguments: list[str]) -> tuple[dict, list[str]]:
         while not equals and index < len(arguments) and not arguments[index].startswith("--"):
             values.append(FlagText(arguments[index]))
             index += 1
-        if not values and key.startswith("no_") and not what_to_write(key, None):
+        if not values and key.startswith("no_") and not what_to_write(key, None):  # no_cuda was a key
             flags[key[3:]] = False
         else:
             value = True if not values else values[0] if len(values) == 1 else values
@@ -166,9 +167,10 @@ def set_environment(source: Source) -> None:
 
 def print_help(doc: str, fields: type) -> None:
     lines = [doc.strip(), "", "Our own fields:"]
+    hints = field_types(fields)
     for f in dataclasses.fields(fields):
         default = "" if f.default in (None, dataclasses.MISSING, "", False) else f" (default {f.default})"
-        lines.append(f"  --{f.name:<22} {f.metadata['help']}{default}")
+        lines.append(f"  --{f.name:<22} {described(hints[f.name])}{default}")
     lines.append(f"  --{'traceback':<22} With an error message, print all of its traceback.")
     trl = [
         "",
