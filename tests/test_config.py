@@ -1,10 +1,13 @@
 """The strict config: every mistake at once, each with its place and its mend."""
 
+import importlib.util
+import json
 import re
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, recipe
+from ruamel.yaml import YAML
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from data_prep.best_of_k import BestOfKConfig
@@ -190,7 +193,10 @@ def test_every_shipped_config_is_valid(path, monkeypatch):
     monkeypatch.setattr(read_module, "require_hub", lambda source: None)
     method = path.stem.split("_")[0]
     header = path.read_text().split("\n\n")[0]
-    assert header.startswith("# ")
+    schema = {"best": "best_of_k"}.get(method, method)
+    assert header.startswith(f"# yaml-language-server: $schema=../docs/schema/{schema}.json\n# ")
+    known = json.loads((ROOT / f"docs/schema/{schema}.json").read_text())["properties"]
+    assert set(YAML(typ="safe", pure=True).load(path.read_text())) <= set(known)
     if prepares := {"generate": GenerateConfig, "best": BestOfKConfig, "filter": FilterConfig}.get(method):
         script = {"best": "best_of_k"}.get(method, method)
         assert f"python data_prep/{script}.py --config configs/{path.name}" in header
@@ -207,6 +213,30 @@ def test_every_shipped_config_is_valid(path, monkeypatch):
     )
     parse_config(read_config("", ["--config", str(path), *start]), *classes)
     assert f"python {folder}/train.py --config configs/{path.name}" in path.read_text()
+
+
+def test_the_schemas_are_current():
+    """By them editors complete the YAMLs. After a change of fields: python docs/schema/make.py"""
+    spec = importlib.util.spec_from_file_location("make_schemas", ROOT / "docs/schema/make.py")
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    assert {path.stem for path in (ROOT / "docs/schema").glob("*.json")} == set(make.CONFIGS)
+    for name in make.CONFIGS:
+        assert (ROOT / f"docs/schema/{name}.json").read_text() == make.schema_text(name), name
+
+
+def test_a_schema_holds_what_the_config_accepts():
+    sft, dpo, filters = (
+        json.loads((ROOT / f"docs/schema/{name}.json").read_text())["properties"] for name in ("sft", "dpo", "filter")
+    )
+    assert sft["heldout_fraction"]["maximum"] == 0.5
+    assert sft["learning_rate"] == sft["learning_rate"] | {"type": "number", "minimum": 0, "maximum": 1}
+    assert sft["packing_strategy"]["enum"] == ["bfd", "bfd_split", "wrapped"]
+    assert {"type": "string"} in sft["eval_metrics"]["anyOf"]  # a list of one may be written as the one
+    assert "robust" in dpo["loss_type"]["anyOf"][0]["items"]["enum"]
+    assert "HF_HOME" in sft["env"]["properties"]
+    assert "hub_token" not in sft
+    assert filters["dataset_name"]["type"] == "string"
 
 
 def test_a_typo_on_the_command_line_ends_with_code_2():
