@@ -1,4 +1,4 @@
-"""Random and old input: a mistake is told, never a traceback, and no row that trains nothing is taken."""
+"""Random and old input: a mistake is reported, never a traceback, and every row trained on has supervised tokens."""
 
 import dataclasses
 import importlib
@@ -51,7 +51,7 @@ def parsed(path, cls, *flags):
 
 
 @pytest.mark.parametrize("cls", RECIPES)
-def test_any_value_of_any_key_is_taken_or_told(tmp_path, monkeypatch, cls):
+def test_any_value_of_any_key_is_accepted_or_reported(tmp_path, monkeypatch, cls):
     @QUICK
     @given(
         st.dictionaries(st.sampled_from(KEYS) | st.sampled_from(OLD) | st.text(max_size=8), VALUES_GIVEN, max_size=5)
@@ -68,7 +68,7 @@ def test_any_value_of_any_key_is_taken_or_told(tmp_path, monkeypatch, cls):
     check()
 
 
-def test_any_flags_are_taken_or_told(tmp_path):
+def test_any_flags_are_accepted_or_reported(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("model_name_or_path: tiny/base\ndataset_name: tiny/data/sft_messages.jsonl\n")
 
@@ -91,7 +91,7 @@ ANSWER = [assistant("It is 3.")]
 
 
 def form(right, *columns):
-    """Rows of one form: most as they should be, some with anything in these columns."""
+    """Rows in one format: most as they should be, some with anything in these columns."""
     spoilt = st.fixed_dictionaries({name: CHATS if isinstance(right[name], list) else TEXTS for name in columns})
     mixed = st.lists(st.just(right) | spoilt.map(lambda row: right | row), min_size=1, max_size=3)
     return st.lists(st.just(right), min_size=1, max_size=3) | mixed
@@ -126,7 +126,7 @@ def teaches(row):
 
 
 @pytest.mark.parametrize("method", ROWS)
-def test_any_rows_are_trained_on_or_told(stage, monkeypatch, method):
+def test_any_rows_are_trained_on_or_reported(stage, monkeypatch, method):
     """From the JSONL to the trainer's own tensors: every row that is kept has something to learn."""
     seen, checks = [], importlib.import_module(f"{FOLDERS[method]}.checks")
     original = checks.preflight
@@ -151,12 +151,12 @@ def test_any_rows_are_trained_on_or_told(stage, monkeypatch, method):
         assert done.code or all(map(teaches, seen[0].train_dataset))
 
     check()
-    assert 5 < sum(accepted) < len(accepted)  # both are met
+    assert 5 < sum(accepted) < len(accepted)  # both outcomes occur
 
 
 @pytest.mark.parametrize("line", ["", "null", "[]", "3", '{"messages": 3}', '{"messages": [[]]}', '{"text": {"a": 1}}',
                                   '{"messages": [{"role": "user"}]}', "{", '{"text": "a"} {"text": "b"}'])  # fmt: skip
-def test_odd_lines_are_told(stage, line):
+def test_odd_lines_are_reported(stage, line):
     assert stage.run(rows=f'{{"text": "Ann has 3 nuts."}}\n{line}\n' if line else "").code == 2
 
 
@@ -181,7 +181,7 @@ OLD_SAID = {
 
 @pytest.mark.parametrize(("name", "cls"), OLD_SAID)
 def test_old_configs_are_translated_whole(name, cls):
-    """Every key of an older repository's YAML that moved is told at once, with what to write today."""
+    """Every older key in another repository's YAML is reported at once, with what to write today."""
     path = ROOT / f"tests/fixtures/{name}.yaml"
     text = parsed(path, cls)
     for part in OLD_SAID[name, cls]:
@@ -192,7 +192,7 @@ def test_old_configs_are_translated_whole(name, cls):
     assert len(old) > 30
     assert all(f": {key}: is not used here" in text for key in old)
     known = {f.name for c in (cls, ModelConfig, RECIPES[cls]) for f in dataclasses.fields(c)} | {"env"}
-    assert set(keys) <= known | set(old)  # no key of theirs is merely unknown
+    assert set(keys) <= known | set(old)  # none of their keys is merely unknown
 
 
 def test_the_table_of_older_keys_is_current():
@@ -214,7 +214,7 @@ def test_the_table_of_older_keys_is_current():
         ("system_prompt: Think.", DPOConfig, "is not used here: remove it: add a system message in to_training_row"),
     ],
 )
-def test_a_key_of_another_method_is_told(tmp_path, text, cls, said):
+def test_a_key_of_another_method_is_reported(tmp_path, text, cls, said):
     (tmp_path / "run.yaml").write_text(f"model_name_or_path: tiny/base\n{text}\n")
     assert f"run.yaml:2: {text.split(':')[0]}: " in (message := parsed(tmp_path / "run.yaml", cls))
     assert said in message
@@ -256,7 +256,7 @@ def test_the_choices_are_those_of_trl():
 
 @pytest.mark.slow
 def test_the_preflight_does_not_grow_with_the_rows(stage, monkeypatch):
-    """A million rows in the trainer's hands are looked at in a few seconds: what is costly is a sample."""
+    """A million rows are checked in a few seconds: what is costly is done on a sample."""
     seconds, original = {}, sft.checks.preflight
 
     def timed(trainer, config, train, *rest):

@@ -1,4 +1,4 @@
-"""The strict config: every mistake at once, each with its place and its mend."""
+"""The strict config: every mistake at once, each with its place and the fix."""
 
 import importlib.util
 import json
@@ -34,7 +34,7 @@ def message(tmp_path, text, *flags):
     return str(error.value)
 
 
-MISTAKES = [  # what stands in line 3, what the message must say of it
+MISTAKES = [  # line 3 of the YAML, and what the message must say
     ("learnig_rate: 1e-3", "unknown key; did you mean learning_rate?"),
     ("zzzzqqq: 1", "unknown key; see --help"),
     ("warmup_ratio: 0.1", "write warmup_steps: 0.1, a value under 1 is a share"),
@@ -77,13 +77,13 @@ MISTAKES = [  # what stands in line 3, what the message must say of it
 
 
 @pytest.mark.parametrize(("line", "said"), MISTAKES)
-def test_a_mistake_is_told_with_line_and_mend(tmp_path, line, said):
+def test_a_mistake_is_reported_with_line_and_fix(tmp_path, line, said):
     text = message(tmp_path, line + "\n")
     assert f"run.yaml:3: {line.split(':')[0]}: " in text
     assert said in text
 
 
-def test_all_mistakes_are_told_at_once(tmp_path):
+def test_all_mistakes_are_reported_at_once(tmp_path):
     text = message(tmp_path, "learnig_rate: 1\npacking: 3\nseed: -1\n", "stray", "--max_stepz", "4")
     assert "5 mistakes in the config" in text
     for place in ("run.yaml:3", "run.yaml:4", "run.yaml:5", "command line: max_stepz", "command line: 'stray'"):
@@ -98,7 +98,7 @@ def test_all_mistakes_are_told_at_once(tmp_path):
         ("", "mapping"),
     ],
 )
-def test_a_broken_file_is_told(tmp_path, text, said):
+def test_a_broken_file_is_reported(tmp_path, text, said):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match=said):
         read_config("", ["--config", str(tmp_path / "bad.yaml")])

@@ -72,14 +72,14 @@ InputFile = Annotated[OutputFile, AfterValidator(existing)]
 
 @dataclass
 class RecipeConfig:
-    """Our own fields, shared by all recipes; everything else is TRL's. A method that needs more has a subclass in its
-    folder, with fields, choices, findings, rules and defaults of its own.
+    """Our own fields, shared by all recipes; the rest is TRL's. A method that needs more has a subclass in its folder,
+    with fields, choices, findings, rules and defaults of its own.
     """
 
-    CHOICES: ClassVar[dict[str, tuple]] = {}  # of TRL's fields, where TRL accepts anything before training
+    CHOICES: ClassVar[dict[str, tuple]] = {}  # of fields whose values TRL does not check before training
     FINDINGS: ClassVar[dict[str, str]] = {}  # what only this method's preflight can find
     MEASURES_KL: ClassVar[bool] = False  # whether it trains against a reference model
-    environment_factory: ClassVar[str | dict | None] = None  # online RL alone has environments
+    environment_factory: ClassVar[str | dict | None] = None  # only online RL has environments
 
     dataset_name: Annotated[
         str | None, Field(description="Rows to train on: a .jsonl, .json, .parquet or .csv file, or a hub name.")

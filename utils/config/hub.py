@@ -1,4 +1,4 @@
-"""What a config wants from the hub: is it cached, or does the hub answer? Known in seconds, before anything loads."""
+"""What a config needs from the hub: is it cached, or does the hub answer? Known in seconds, before anything loads."""
 
 import os
 import urllib.error
@@ -19,7 +19,7 @@ def looks_local(name: str) -> bool:
 
 
 def missing_model(source: Source, name: object) -> str | None:
-    """What to say of a model that can only be a folder and is not there, or None."""
+    """What is wrong with a model whose name can only be a path, if nothing is there; else None."""
     if not isinstance(name, str) or not looks_local(name) or local_path(source, "model_name_or_path", name):
         return None
     base = Path.cwd() if source.where["model_name_or_path"] == "command line" else ROOT
@@ -31,11 +31,11 @@ def missing_model(source: Source, name: object) -> str | None:
     ]
     if not commands:
         return f"there is no {base / name}. Write the path of a model's folder"
-    return f"there is no {base / name}. Make it with: {commands[0]}"
+    return f"there is no {base / name}. Create it with: {commands[0]}"
 
 
 def hub_names(source: Source) -> list[tuple[str, str, str]]:
-    """(key, name, kind) of everything in the config that only the hub can have."""
+    """(key, name, kind) of everything in the config that must come from the hub."""
     wanted = []
     if not source.values.get("base_urls"):  # else a server has the model
         wanted = [("model_name_or_path", source.values.get("model_name_or_path"), "model")]
@@ -54,7 +54,7 @@ def hub_names(source: Source) -> list[tuple[str, str, str]]:
 def require_hub(source: Source) -> None:
     """Stop at once, instead of after minutes of retries, if something must come from the hub and cannot.
 
-    If the hub does not answer and everything is cached, the libraries are told to work offline.
+    If the hub does not answer and everything is cached, the libraries are set to work offline.
     """
     wanted = hub_names(source)
     if not wanted or source.mistakes:  # parse_config reports all mistakes at once

@@ -34,9 +34,9 @@ class Config:
         recipe: our own fields.
         model: TRL's ModelConfig.
         training: the trainer's own config, such as SFTConfig.
-        given: the keys that the user wrote, checked.
+        given: the values that the user wrote, checked.
         source: the YAML file and the flags.
-        findings: what was found on the way, by name.
+        findings: what is found during the run, by name.
     """
 
     recipe: RecipeConfig
@@ -70,9 +70,9 @@ def parse_config(source: Source, training_class: type, recipe_class: type[Recipe
     try:
         recipe, model, training = TrlParser(classes).parse_dict(values)
     except (ValueError, ImportError, OSError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        # Rules between TRL's own fields, and files that they name.
+        # rules between TRL's own fields, and files that they name
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{source.path.name}: TRL refuses these values: {reason}") from None
+        raise UserError(f"{source.path.name}: TRL rejects these values: {reason}") from None
     if training.n_gpu > GPUS_PER_PROCESS:
         raise UserError(
             f"{training.n_gpu} GPUs are visible to one process. Write: accelerate launch --config_file "
@@ -109,7 +109,7 @@ def unknown(key: str, fields: dict) -> str:
     import trl
     from transformers import TrainingArguments
 
-    configs = [getattr(trl, name) for name in dir(trl) if name.endswith("Config")]  # the stable trainers' and others
+    configs = [getattr(trl, name) for name in dir(trl) if name.endswith("Config")]  # not the experimental ones
     classes = [cls for cls in configs if issubclass(cls, TrainingArguments)]
     owners = [cls.__name__ for cls in classes if key in {f.name for f in dataclasses.fields(cls)}]
     return f"is a key of {' and '.join(owners)} alone. Remove it" if owners else unknown_key(key, fields)
@@ -142,7 +142,7 @@ def check_together(source: Source, values: dict, findings: dict[str, str]) -> No
     revision = str(values.get("model_revision", "main"))
     pinned = len(revision) == 40 and all(digit in "0123456789abcdef" for digit in revision)
     if values.get("trust_remote_code") and not pinned:
-        source.mistake("trust_remote_code", "runs code of the model's owner. Pin model_revision to a full commit hash")
+        source.mistake("trust_remote_code", "runs the model author's code. Pin model_revision to a full commit hash")
     for name in values.get("accept") or []:
         if name not in findings:
             near = difflib.get_close_matches(name, findings, n=1, cutoff=0.6)
@@ -151,14 +151,15 @@ def check_together(source: Source, values: dict, findings: dict[str, str]) -> No
     for name in values.get("model_init_kwargs") or {}:
         if name in MODEL_KEYS:
             source.mistake(
-                "model_init_kwargs", f"{name} is a key of its own. Write {MODEL_KEYS[name] or name}: a line by itself"
+                "model_init_kwargs",
+                f"{name} is a key of its own. Write {MODEL_KEYS[name] or name}: on a line of its own",
             )
     if missing := missing_model(source, values.get("model_name_or_path")):
         source.mistake("model_name_or_path", missing)
 
 
 def resolve(source: Source, values: dict) -> dict:
-    """Absolute paths, defaults that TRL has otherwise, and what a machine without an accelerator needs."""
+    """Absolute paths, defaults that differ from TRL's, and what a machine without an accelerator needs."""
     import torch
 
     values = dict(values)
@@ -167,8 +168,8 @@ def resolve(source: Source, values: dict) -> dict:
             values[key] = str(path)
     base = Path.cwd() if source.where.get("output_dir") == "command line" else ROOT
     values["output_dir"] = str(base / values["output_dir"])
-    values.setdefault("include_num_input_tokens_seen", "non_padding")  # counted in checkpoints, so kept by a resume
-    values.setdefault("logging_nan_inf_filter", False)  # it would write the last good loss in place of a NaN
+    values.setdefault("include_num_input_tokens_seen", "non_padding")  # stored in checkpoints, so a resume counts on
+    values.setdefault("logging_nan_inf_filter", False)  # it would log the last good loss instead of NaN
     if not torch.accelerator.is_available():
         values |= {"use_cpu": True, "bf16": False, "fp16": False}
         values.pop("tf32", None)
@@ -176,7 +177,7 @@ def resolve(source: Source, values: dict) -> dict:
         values["dtype"] = "float32"
     quantised = values.get("load_in_4bit") or values.get("load_in_8bit")
     if values.get("use_peft") and "dtype" not in values and (quantised or torch.accelerator.is_available()):
-        values["dtype"] = "bfloat16"  # the frozen base; TRL would hold it in float32, at twice the memory
+        values["dtype"] = "bfloat16"  # the frozen base; TRL would load it in float32, at twice the memory
     if values.get("use_peft") and "lora_target_modules" not in values and "lora_target_parameters" not in values:
-        values["lora_target_modules"] = ["all-linear"]  # TRL's default is q_proj and v_proj alone
+        values["lora_target_modules"] = ["all-linear"]  # TRL's default is only q_proj and v_proj
     return values
