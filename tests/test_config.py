@@ -46,7 +46,7 @@ MISTAKES = [  # line 3 of the YAML, and what the message must say
     ("reference_free: true", "gone from TRL"),
     ("no_cuda: true", "write use_cpu"),
     ("tokenizer: x", "the tokenizer is the model's"),
-    ("resume_from_checkpoint: true", "goes on from the newest whole checkpoint by itself"),
+    ("resume_from_checkpoint: true", "resumes from the newest complete checkpoint by itself"),
     ("hub_token: hf_abc", "a token does not belong in a config"),
     ("learning_rate: [1]", "[1] is not a number. Write a number"),
     ("per_device_train_batch_size: 2.5", "2.5 is not a whole number"),
@@ -171,6 +171,31 @@ def test_paths_are_found_from_any_folder(tmp_path, monkeypatch):
     assert config.training.output_dir == str(tmp_path / "here")
 
 
+def test_our_own_fields_know_paths_ranges_and_choices(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("{}")
+
+    def filled(text, *flags):
+        (tmp_path / "clean.yaml").write_text(text)
+        return parse_fields(read_config("", ["--config", "clean.yaml", *flags], FilterConfig), FilterConfig)
+
+    settings = filled(
+        "output_file: outputs/clean.jsonl\n", "--dataset_name", "rows.jsonl", "--contamination", "rows.jsonl"
+    )
+    assert settings.dataset_name == str(tmp_path / "rows.jsonl")
+    assert settings.contamination == [settings.dataset_name]
+    assert settings.output_file == str(ROOT / "outputs/clean.jsonl")
+    with pytest.raises(UserError) as error:
+        filled("dataset_name: no.jsonl\ncontamination: [a.jsonl, b.jsonl]\nnear_duplicates: al\nnear_threshold: 0.1\n")
+    text = str(error.value)
+    assert "5 mistakes in the config" in text
+    assert f"clean.yaml:1: dataset_name: there is no file {ROOT / 'no.jsonl'}" in text
+    assert f"there is no file {ROOT / 'a.jsonl'}; there is no file {ROOT / 'b.jsonl'}" in text
+    assert "clean.yaml:3: near_duplicates: 'al' is not a choice; write one of prompt, response, both" in text
+    assert "clean.yaml:4: near_threshold: 0.1 is out of range. Write at least 0.3 and at most 1" in text
+    assert "clean.yaml: output_file: is missing. The JSONL file to write." in text
+
+
 def test_a_missing_start_names_the_command_that_makes_it(tmp_path):
     text = message(tmp_path, "", "--model_name_or_path", str(ROOT / "outputs/nowhere/sft_tiny"))
     assert "python sft/train.py --config configs/sft_tiny.yaml" in text
@@ -262,6 +287,13 @@ def test_help_is_for_people():
     assert "--heldout_name" in done.stdout
     assert "huggingface.co/docs/trl" in done.stdout
     assert len(done.stdout.splitlines()) < 60
+
+
+def test_a_missing_model_is_reported_beside_keys_of_another_method(tmp_path):
+    """system_prompt is an older key of SFT and a field of online RL: in both the missing model is reported."""
+    text = message(tmp_path, "system_prompt: Think.\n", "--model_name_or_path", "owner/nowhere")
+    assert "system_prompt: is not used here" in text
+    assert "command line: model_name_or_path: the model owner/nowhere is not on this machine" in text
 
 
 def test_no_network_is_one_message_within_seconds():

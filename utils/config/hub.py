@@ -77,8 +77,9 @@ def require_hub(source: Source) -> None:
             for key, name, kind in wanted
             if not (cache / repo_folder_name(repo_id=name, repo_type=kind) / "snapshots").exists()
         ]
-        old_keys = any(what_to_write(key, value) for key, value in source.values.items())
-        if missing and not old_keys:  # parse_config reports those, all at once
+        if any(what_to_write(key, value) for key, value in source.values.items()):
+            source.mistakes += missing  # reported together with the older keys, if the method has none of that name
+        elif missing:
             missing.append(f"and {constants.ENDPOINT} cannot be reached: {error}.")
             missing.append("Connect, or name a local folder or file. Without a network, this runs as it is:")
             tiny = f"{source.name.split('_')[0]}_tiny.yaml"
