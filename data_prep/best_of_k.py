@@ -14,6 +14,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
@@ -21,7 +24,7 @@ from data_prep.files.jsonl import Output, check_files, drop, publish, read_rows,
 from data_prep.sampling.replies import WHOLE
 from data_prep.sampling.server import FREE
 from data_prep.scoring.judge import JudgeConfig
-from utils.config import Source, UserError, parse_fields, read_config, run_main
+from utils.config import InputFile, OutputFile, Source, UserError, parse_fields, read_config, run_main
 from utils.files import say, show
 
 INCOMPLETE = 3  # the exit code when a judge left some responses without a score
@@ -33,58 +36,48 @@ OUTPUTS = ("best_to", "correct_to", "pairs_to", "prompts_to", "heldout_to")
 class BestOfKConfig(JudgeConfig):
     """What is scored, how, and what is written."""
 
-    dataset_name: str = field(default="", metadata={"help": "What generate.py wrote.", "path": "file"})
-    score_funcs: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Functions of utils/rewards.py, dotted paths, reward models (owner/name or a folder), judge."
-        },
-    )
-    score_weights: list[float] | None = field(default=None, metadata={"help": "One for each; 1 by default."})
-    passes_at: float = field(
-        default=1.0, metadata={"help": "A response is right if the first of score_funcs gives at least this."}
-    )
-    keep_truncated: bool = field(
-        default=False, metadata={"help": "Whether a response that was cut off, or is empty, may be chosen."}
-    )
-    best_to: str | None = field(
-        default=None,
-        metadata={"help": "SFT: the best response to each prompt, the shorter of equals.", "path": "output"},
-    )
-    least_score: float | None = field(
-        default=None, metadata={"help": "Prompts whose best response scores less are left out of best_to."}
-    )
-    correct_to: str | None = field(
-        default=None, metadata={"help": "SFT: right responses that differ (rejection sampling).", "path": "output"}
-    )
-    correct_per_prompt: int = field(
-        default=4, metadata={"help": "Of these, at most so many to a prompt.", "range": (1, None)}
-    )
-    pairs_to: str | None = field(
-        default=None, metadata={"help": "DPO: the best response over the worst.", "path": "output"}
-    )
-    least_margin: float = field(
-        default=0.5, metadata={"help": "Between the scores of a pair, at least.", "range": (1e-9, None)}
-    )
-    prompts_to: str | None = field(
-        default=None,
-        metadata={"help": "GRPO: prompts whose share of right responses is in pass_rate.", "path": "output"},
-    )
-    pass_rate: list[float] = field(
-        default_factory=lambda: [0.1, 0.9], metadata={"help": "The least and greatest such share."}
-    )
-    heldout_to: str | None = field(
-        default=None, metadata={"help": "Held-out prompts with their answers, for heldout_name.", "path": "output"}
-    )
-    heldout_fraction: float = field(
-        default=0.0, metadata={"help": "The share of prompts held out, by the hash that training uses."}
-    )
-    dtype: str | None = field(default=None, metadata={"help": "Of reward models: bfloat16, float32."})
-    seed: int = field(default=42, metadata={"help": "Draws between responses that are equal in all."})
-    start_over: bool = field(
-        default=False,
-        metadata={"help": "Replace what an earlier run has chosen; what a judge or reward model said still counts."},
-    )
+    dataset_name: Annotated[InputFile, Field(description="What generate.py wrote.")] = ""
+    score_funcs: Annotated[
+        list[str],
+        Field(description="Functions of utils/rewards/, dotted paths, reward models (owner/name or a folder), judge."),
+    ] = field(default_factory=list)
+    score_weights: Annotated[list[float] | None, Field(description="Of each of score_funcs; by default 1.")] = None
+    passes_at: Annotated[
+        float, Field(description="A response is right if the first of score_funcs gives at least this.")
+    ] = 1.0
+    keep_truncated: Annotated[
+        bool, Field(description="Whether a response that was cut off, or is empty, may be chosen.")
+    ] = False
+    best_to: Annotated[
+        OutputFile | None, Field(description="SFT: the best response to each prompt, the shorter of equals.")
+    ] = None
+    least_score: Annotated[
+        float | None, Field(description="Prompts whose best response scores less are left out of best_to.")
+    ] = None
+    correct_to: Annotated[
+        OutputFile | None, Field(description="SFT: right responses that differ (rejection sampling).")
+    ] = None
+    correct_per_prompt: Annotated[int, Field(ge=1, description="Right responses to one prompt, at most.")] = 4
+    pairs_to: Annotated[OutputFile | None, Field(description="DPO: the best response over the worst.")] = None
+    least_margin: Annotated[float, Field(gt=0, description="Between the scores of a pair, at least.")] = 0.5
+    prompts_to: Annotated[
+        OutputFile | None, Field(description="GRPO: prompts whose share of right responses is in pass_rate.")
+    ] = None
+    pass_rate: Annotated[
+        list[float], Field(description="The least and the greatest share of right responses, for prompts_to.")
+    ] = field(default_factory=lambda: [0.1, 0.9])
+    heldout_to: Annotated[
+        OutputFile | None, Field(description="Held-out prompts with their answers, for heldout_name.")
+    ] = None
+    heldout_fraction: Annotated[
+        float, Field(ge=0, le=0.5, description="The share of prompts held out, by the hash that training uses.")
+    ] = 0.0
+    dtype: Annotated[str | None, Field(description="Of reward models: bfloat16, float32.")] = None
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="Chooses between responses that are equal in all.")] = 42
+    start_over: Annotated[
+        bool,
+        Field(description="Replace what an earlier run has chosen; scores of judges and reward models are kept."),
+    ] = False
 
 
 def main() -> None:

@@ -13,23 +13,24 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import cpu_count
 from pathlib import Path
+from typing import Annotated, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
 import numpy as np
+from pydantic import Field
 
 from data_prep.files.jsonl import Output, check_files, open_input, publish, stop_if_done, what_is_asked
 from data_prep.filters import near_duplicates
 from data_prep.filters.personal_data import personal_data
 from data_prep.filters.scan import RULES, Looked, begin_work, chunks_of, look, tokenizer_file
-from utils.config import Source, UserError, parse_fields, read_config, run_main
+from utils.config import InputFile, OutputFile, Source, UserError, parse_fields, read_config, run_main
 from utils.files import Ticker, say, show
 
-ON = ["prompt", "response", "both"]
 NOT_SHOWN = "(not shown: personal data)"
 MOST_COMPARED = 2_000_000_000  # rows x picks of `diversity`: about a minute on one core
 
@@ -38,69 +39,63 @@ MOST_COMPARED = 2_000_000_000  # rows x picks of `diversity`: about a minute on 
 class FilterConfig:
     """The rules; those without a value are off."""
 
-    dataset_name: str = field(metadata={"help": "The JSONL file to filter.", "path": "file"})
-    output_file: str = field(metadata={"help": "The JSONL file to write.", "path": "output"})
-    dropped_to: str | None = field(
-        default=None, metadata={"help": "Also write what is dropped, with _rule and _why.", "path": "output"}
-    )
-    min_score: float | None = field(default=None, metadata={"help": "Rows whose column score is less are dropped."})
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "A model's folder (or tokenizer.json), by which tokens are counted."}
-    )
-    min_tokens: int | None = field(default=None, metadata={"help": "Of a response.", "range": (0, None)})
-    max_tokens: int | None = field(default=None, metadata={"help": "Of a response.", "range": (1, None)})
-    max_prompt_tokens: int | None = field(default=None, metadata={"help": "Of a prompt.", "range": (1, None)})
-    min_words: int | None = field(default=None, metadata={"help": "Of a response.", "range": (0, None)})
-    max_words: int | None = field(default=None, metadata={"help": "Of a response.", "range": (1, None)})
-    languages: list[str] | None = field(
-        default=None,
-        metadata={"help": "Responses that are clearly in none of these are dropped: [en, de] (ISO 639)."},
-    )
-    refusals: bool = field(default=False, metadata={"help": "Refusals and boiler-plate at the head of a response."})
-    broken_format: bool = field(
-        default=False,
-        metadata={"help": "Unclosed <think>, tool calls, code fences, boxes; responses that were cut off."},
-    )
-    truncated_endings: bool = field(
-        default=False, metadata={"help": "Responses whose last line ends in the middle (a heuristic)."}
-    )
-    repetition: bool = field(default=False, metadata={"help": "Lines or runs of words that come again and again."})
-    personal_data: bool = field(
-        default=False, metadata={"help": "E-mail addresses, telephone, card and account numbers, IP addresses, keys."}
-    )
-    contamination: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Held-out rows and benchmarks, as JSONL files: rows that ask the like are dropped.",
-            "path": "file",
-        },
-    )  # fmt: skip
-    contamination_ngram: int = field(default=13, metadata={"help": "Words of a run.", "range": (1, 100)})
-    contamination_share: float = field(
-        default=0.5, metadata={"help": "The share of a prompt's runs that must be known.", "range": (1e-9, 1)}
-    )
-    exact_duplicates: str | None = field(
-        default=None, metadata={"help": "prompt, response or both; case and punctuation aside.", "choices": ON}
-    )
-    near_duplicates: str | None = field(default=None, metadata={"help": "prompt, response or both.", "choices": ON})
-    near_threshold: float = field(
-        default=0.7,
-        metadata={"help": "The overlap (Jaccard) of word runs from which rows are alike.", "range": (0.3, 1)},
-    )
-    near_ngram: int = field(default=3, metadata={"help": "Words of a run.", "range": (1, 20)})
-    near_permutations: int = field(default=128, metadata={"help": "Of MinHash.", "range": (16, 1024)})
-    diversity: int | None = field(
-        default=None, metadata={"help": "Keep so many rows, those whose prompts differ most.", "range": (1, None)}
-    )
-    embeddings: str | None = field(
-        default=None, metadata={"help": "For diversity: a column of numbers, in place of the prompt's words."}
-    )
-    examples: int = field(
-        default=5, metadata={"help": "Of what each rule drops, in the manifest.", "range": (0, 1000)}
-    )
-    workers: int = field(default=0, metadata={"help": "Processes; 0: one for each core.", "range": (0, 1024)})
-    seed: int = field(default=42, metadata={"help": "Of the first pick of diversity."})
-    start_over: bool = field(default=False, metadata={"help": "Replace what an earlier run has made."})
+    dataset_name: Annotated[InputFile, Field(description="The JSONL file to filter.")]
+    output_file: Annotated[OutputFile, Field(description="The JSONL file to write.")]
+    dropped_to: Annotated[OutputFile | None, Field(description="Write dropped rows here, with _rule and _why.")] = None
+    min_score: Annotated[float | None, Field(description="Drop rows whose column `score` is less.")] = None
+    tokenizer: Annotated[
+        str | None, Field(description="A model's folder (or tokenizer.json), by which tokens are counted.")
+    ] = None
+    min_tokens: Annotated[int | None, Field(ge=0, description="Of a response.")] = None
+    max_tokens: Annotated[int | None, Field(ge=1, description="Of a response.")] = None
+    max_prompt_tokens: Annotated[int | None, Field(ge=1, description="Of a prompt.")] = None
+    min_words: Annotated[int | None, Field(ge=0, description="Of a response.")] = None
+    max_words: Annotated[int | None, Field(ge=1, description="Of a response.")] = None
+    languages: Annotated[
+        list[str] | None,
+        Field(description="Drop responses that are clearly in none of these: [en, de] (ISO 639)."),
+    ] = None
+    refusals: Annotated[bool, Field(description="Refusals and boilerplate at the start of a response.")] = False
+    broken_format: Annotated[
+        bool, Field(description="Unclosed <think>, tool calls, code fences, boxes; responses that were cut off.")
+    ] = False
+    truncated_endings: Annotated[
+        bool, Field(description="Responses whose last line ends in the middle (a heuristic).")
+    ] = False
+    repetition: Annotated[bool, Field(description="Lines or sequences of words that are repeated.")] = False
+    personal_data: Annotated[
+        bool, Field(description="E-mail addresses; telephone, card and account numbers; IP addresses; keys.")
+    ] = False
+    contamination: Annotated[
+        list[InputFile] | None,
+        Field(description="Held-out rows and benchmarks, as JSONL files: rows with similar prompts are dropped."),
+    ] = None
+    contamination_ngram: Annotated[int, Field(ge=1, le=100, description="Words of an n-gram.")] = 13
+    contamination_share: Annotated[
+        float, Field(gt=0, le=1, description="The share of a prompt's n-grams that must be known.")
+    ] = 0.5
+    exact_duplicates: Annotated[
+        Literal["prompt", "response", "both"] | None,
+        Field(description="What is compared; case and punctuation aside."),
+    ] = None
+    near_duplicates: Annotated[
+        Literal["prompt", "response", "both"] | None, Field(description="What is compared, by MinHash.")
+    ] = None
+    near_threshold: Annotated[
+        float, Field(ge=0.3, le=1, description="The overlap (Jaccard) of word n-grams from which rows are alike.")
+    ] = 0.7
+    near_ngram: Annotated[int, Field(ge=1, le=20, description="Words of an n-gram.")] = 3
+    near_permutations: Annotated[int, Field(ge=16, le=1024, description="Of MinHash.")] = 128
+    diversity: Annotated[
+        int | None, Field(ge=1, description="Keep this many rows, those whose prompts differ most.")
+    ] = None
+    embeddings: Annotated[
+        str | None, Field(description="For diversity: a column of numbers, instead of the prompt's words.")
+    ] = None
+    examples: Annotated[int, Field(ge=0, le=1000, description="Rows that each rule drops, shown in the manifest.")] = 5
+    workers: Annotated[int, Field(ge=0, le=1024, description="Processes; 0: one for each core.")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="Of the first pick of diversity.")] = 42
+    start_over: Annotated[bool, Field(description="Replace what an earlier run has written.")] = False
 
 
 def main() -> None:

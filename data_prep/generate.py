@@ -13,6 +13,9 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
@@ -23,7 +26,7 @@ from data_prep.sampling.prompts import fingerprint, read_prompts
 from data_prep.sampling.replies import WHOLE
 from data_prep.sampling.requests import ask_local_model, ask_servers, load_tools
 from data_prep.sampling.server import FREE, ServerConfig
-from utils.config import Source, UserError, local_path, missing_model, parse_fields, read_config, run_main
+from utils.config import OutputFile, Source, UserError, local_path, missing_model, parse_fields, read_config, run_main
 from utils.files import Ticker, say, show
 
 INCOMPLETE = 3  # the exit code when some prompts have no answer
@@ -33,55 +36,49 @@ INCOMPLETE = 3  # the exit code when some prompts have no answer
 class GenerateConfig(ServerConfig):
     """What is asked of which model."""
 
-    model_name_or_path: str = field(default="", metadata={"help": "The strong model: a folder, or its name."})
-    dataset_name: str = field(
-        default="",
-        metadata={"help": "Prompts: rows of any of TRL's forms, or question and answer; a file or a hub name."},
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "The hub data set's configuration."})
-    dataset_train_split: str = field(default="train", metadata={"help": "The hub data set's split."})
-    output_file: str = field(default="", metadata={"help": "The JSONL file to write.", "path": "output"})
-    prompts: int | None = field(default=None, metadata={"help": "How many prompts, at most.", "range": (1, None)})
-    num_responses: int = field(default=4, metadata={"help": "Responses to each prompt (K).", "range": (1, 1024)})
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "Put before every prompt that has no system message of its own."}
-    )
-    keep_system_prompt: bool = field(
-        default=True, metadata={"help": "Whether the rows keep it. Without, the model learns to do so unasked."}
-    )
-    thinking: str = field(
-        default="keep", metadata={"help": "keep or drop the reasoning in <think>.", "choices": ["keep", "drop"]}
-    )
-    tools: list[str] = field(
-        default_factory=list,
-        metadata={"help": "What the model may call: functions of utils/tools.py, or dotted paths; they are called."},
-    )
-    max_tool_calling_iterations: int = field(
-        default=8, metadata={"help": "How often one answer may call tools.", "range": (1, 100)}
-    )
-    chat_template_kwargs: dict = field(
-        default_factory=dict, metadata={"help": "For the chat template: {enable_thinking: false}."}
-    )
-    max_new_tokens: int = field(default=1024, metadata={"help": "Tokens of a response, at most.", "range": (1, None)})
-    temperature: float = field(default=1.0, metadata={"help": "0: greedy.", "range": (0, None)})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus sampling.", "range": (1e-9, 1)})
-    top_k: int | None = field(default=None, metadata={"help": "Only the k likeliest tokens.", "range": (1, None)})
-    seed: int = field(default=42, metadata={"help": "Of the sampling."})
-    backend: str = field(
-        default="transformers",
-        metadata={"help": "For a local model: transformers or vllm.", "choices": ["transformers", "vllm"]},
-    )
-    chat_template: str | None = field(
-        default=None, metadata={"help": "For a local model without one: a template that TRL ships, or a .jinja file."}
-    )
-    dtype: str | None = field(default=None, metadata={"help": "For a local model: bfloat16, float32."})
-    batch_size: int = field(
-        default=128, metadata={"help": "Responses that a local model makes at once.", "range": (1, None)}
-    )
-    input_price: float = field(default=0.0, metadata={"help": "Of a million prompt tokens.", "range": (0, None)})
-    output_price: float = field(default=0.0, metadata={"help": "Of a million response tokens.", "range": (0, None)})
-    dry_run: bool = field(default=False, metadata={"help": "Count prompts, tokens and cost, ask nothing, and stop."})
-    start_over: bool = field(default=False, metadata={"help": "Drop what an earlier run has made, and begin again."})
+    model_name_or_path: Annotated[str, Field(description="The strong model: a folder, or its name.")] = ""
+    dataset_name: Annotated[
+        str,
+        Field(description="Prompts: rows in any of TRL's formats, or question and answer; a file or a hub name."),
+    ] = ""
+    dataset_config: Annotated[str | None, Field(description="The hub data set's configuration.")] = None
+    dataset_train_split: Annotated[str, Field(description="The hub data set's split.")] = "train"
+    output_file: Annotated[OutputFile, Field(description="The JSONL file to write.")] = ""
+    prompts: Annotated[int | None, Field(ge=1, description="How many prompts, at most.")] = None
+    num_responses: Annotated[int, Field(ge=1, le=1024, description="Responses to each prompt (K).")] = 4
+    system_prompt: Annotated[
+        str | None, Field(description="Put before every prompt that has no system message of its own.")
+    ] = None
+    keep_system_prompt: Annotated[
+        bool, Field(description="Keep it in the rows. If not, the model learns to behave so without it.")
+    ] = True
+    thinking: Annotated[Literal["keep", "drop"], Field(description="The reasoning in <think>.")] = "keep"
+    tools: Annotated[
+        list[str],
+        Field(description="What the model may call: functions of utils/generation/tools.py, or dotted paths."),
+    ] = field(default_factory=list)
+    max_tool_calling_iterations: Annotated[
+        int, Field(ge=1, le=100, description="How often one response may call tools.")
+    ] = 8
+    chat_template_kwargs: Annotated[
+        dict, Field(description="Variables of the chat template: {enable_thinking: false}.")
+    ] = field(default_factory=dict)
+    max_new_tokens: Annotated[int, Field(ge=1, description="Tokens of a response, at most.")] = 1024
+    temperature: Annotated[float, Field(ge=0, description="Of the sampling; 0: greedy.")] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, description="Nucleus sampling.")] = 1.0
+    top_k: Annotated[int | None, Field(ge=1, description="Sample from the k likeliest tokens only.")] = None
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="Of the sampling.")] = 42
+    backend: Annotated[Literal["transformers", "vllm"], Field(description="For a local model.")] = "transformers"
+    chat_template: Annotated[
+        str | None,
+        Field(description="For a local model without one: a template that TRL ships, or a .jinja file."),
+    ] = None
+    dtype: Annotated[str | None, Field(description="Of a local model: bfloat16, float32.")] = None
+    batch_size: Annotated[int, Field(ge=1, description="Responses that a local model generates at once.")] = 128
+    input_price: Annotated[float, Field(ge=0, description="Price of a million prompt tokens.")] = 0.0
+    output_price: Annotated[float, Field(ge=0, description="Price of a million response tokens.")] = 0.0
+    dry_run: Annotated[bool, Field(description="Count prompts, tokens and cost, send nothing, and stop.")] = False
+    start_over: Annotated[bool, Field(description="Drop what an earlier run has generated, and begin again.")] = False
 
 
 def to_prompt_row(row: dict) -> dict:

@@ -1,4 +1,4 @@
-"""What DPO adds to the config: choices and rules that TRL checks too late or not at all, and a default."""
+"""What DPO adds to the config: choices and rules that TRL checks too late or not at all, and one default."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +10,7 @@ SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # the losses that read
 
 @dataclass
 class DPORecipe(RecipeConfig):
-    """No fields of its own: everything else is DPOConfig's."""
+    """It has no fields of its own; the rest is DPOConfig's."""
 
     MEASURES_KL: ClassVar[bool] = True
     CHOICES: ClassVar[dict[str, tuple]] = {  # trl 1.16, dpo_trainer.py
@@ -21,7 +21,7 @@ class DPORecipe(RecipeConfig):
         "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
     }  # fmt: skip
     FINDINGS: ClassVar[dict[str, str]] = {
-        "swapped_sides": "chosen is worse than rejected by the rows' own score",
+        "swapped_sides": "chosen has a lower score than rejected, by the rows' own scores",
         "length_bias": "chosen is systematically longer or shorter than rejected",
     }
 

@@ -11,7 +11,9 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
@@ -33,11 +35,11 @@ BATCH = 16  # prompts at a time; each batch has a seed of its own, so that a res
 class PassRateConfig(OnlineRLRecipe):
     """What the filter needs besides the run's own config."""
 
-    keep_to: str | None = field(default=None, metadata={"help": "The JSONL file to write the kept rows to."})
-    pass_rate: list[float] = field(
-        default_factory=lambda: [0.1, 0.9], metadata={"help": "Least and greatest share of passes of a kept prompt."}
-    )
-    prompts: int = field(default=1000, metadata={"help": "How many of the training prompts are tried, at most."})
+    keep_to: Annotated[str | None, Field(description="The JSONL file to write the kept rows to.")] = None
+    pass_rate: Annotated[
+        list[float], Field(description="The least and the greatest share of passes of a kept prompt.")
+    ] = field(default_factory=lambda: [0.1, 0.9])
+    prompts: Annotated[int, Field(ge=1, description="How many of the training prompts are tried, at most.")] = 1000
 
 
 def fingerprint_of(model: "PreTrainedModel") -> float:

@@ -8,11 +8,11 @@ from utils.config import RecipeConfig
 
 @dataclass
 class SFTRecipe(RecipeConfig):
-    """No fields of its own: everything else is SFTConfig's."""
+    """It has no fields of its own; the rest is SFTConfig's."""
 
     FINDINGS: ClassVar[dict[str, str]] = {
-        "no_supervised_tokens": "rows have no token to learn from",
-        "mask_without_effect": "a mask is set that masks nothing",
-        "prompts_trained": "the prompts are learnt as well as the answers",
-        "wrapped_packing": "packed examples see each other",
+        "no_supervised_tokens": "rows have no supervised tokens",
+        "mask_without_effect": "a mask is set but masks nothing",
+        "prompts_trained": "the loss includes the prompts, not only the answers",
+        "wrapped_packing": "packed examples attend to each other",
     }

@@ -1,4 +1,4 @@
-"""Random and old input: a mistake is told, never a traceback, and no row that trains nothing is taken."""
+"""Random and old input: a mistake is reported, never a traceback, and every row trained on has supervised tokens."""
 
 import dataclasses
 import importlib
@@ -15,18 +15,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from stage import FOLDERS, assistant, sums
-from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
+from trl import DistillationConfig, DPOConfig, GRPOConfig, KTOConfig, ModelConfig, SFTConfig
 
 import sft.checks
 from dpo.config import DPORecipe
 from online_rl.config import OnlineRLRecipe
 from sft.config import SFTRecipe
 from utils.config import UserError, parse_config, read_config
-from utils.config.legacy_keys import CONVERTED, MIXTURES, REASONS, RENAMED, VALUES, what_to_write
+from utils.config.fields import REFUSED
+from utils.config.legacy_keys import table, what_to_write
 
 RECIPES = {SFTConfig: SFTRecipe, DPOConfig: DPORecipe, GRPOConfig: OnlineRLRecipe}
 KEYS = sorted({f.name for cls in (*RECIPES, ModelConfig, OnlineRLRecipe) for f in dataclasses.fields(cls)} - {"check"})
-OLD = sorted({*RENAMED, *CONVERTED, *MIXTURES, *REASONS})
+GROUPS = ("renamed", "converted", "mixtures", "removed")
+OLD = sorted({key for group in GROUPS for key in table()[group]})
 SLOW = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 QUICK = settings(SLOW, max_examples=250)
 
@@ -49,7 +51,7 @@ def parsed(path, cls, *flags):
 
 
 @pytest.mark.parametrize("cls", RECIPES)
-def test_any_value_of_any_key_is_taken_or_told(tmp_path, monkeypatch, cls):
+def test_any_value_of_any_key_is_accepted_or_reported(tmp_path, monkeypatch, cls):
     @QUICK
     @given(
         st.dictionaries(st.sampled_from(KEYS) | st.sampled_from(OLD) | st.text(max_size=8), VALUES_GIVEN, max_size=5)
@@ -60,13 +62,13 @@ def test_any_value_of_any_key_is_taken_or_told(tmp_path, monkeypatch, cls):
             YAML(typ="safe", pure=True).dump(base | values, file)
         found = parsed(tmp_path / "run.yaml", cls)
         if not isinstance(found, str):
-            assert set(values) <= set(KEYS)  # what is unknown or old never passes
+            assert set(values) <= set(KEYS)  # an unknown or older key never passes
 
     monkeypatch.chdir(tmp_path)
     check()
 
 
-def test_any_flags_are_taken_or_told(tmp_path):
+def test_any_flags_are_accepted_or_reported(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("model_name_or_path: tiny/base\ndataset_name: tiny/data/sft_messages.jsonl\n")
 
@@ -89,7 +91,7 @@ ANSWER = [assistant("It is 3.")]
 
 
 def form(right, *columns):
-    """Rows of one form: most as they should be, some with anything in these columns."""
+    """Rows in one format: most as they should be, some with anything in these columns."""
     spoilt = st.fixed_dictionaries({name: CHATS if isinstance(right[name], list) else TEXTS for name in columns})
     mixed = st.lists(st.just(right) | spoilt.map(lambda row: right | row), min_size=1, max_size=3)
     return st.lists(st.just(right), min_size=1, max_size=3) | mixed
@@ -124,7 +126,7 @@ def teaches(row):
 
 
 @pytest.mark.parametrize("method", ROWS)
-def test_any_rows_are_trained_on_or_told(stage, monkeypatch, method):
+def test_any_rows_are_trained_on_or_reported(stage, monkeypatch, method):
     """From the JSONL to the trainer's own tensors: every row that is kept has something to learn."""
     seen, checks = [], importlib.import_module(f"{FOLDERS[method]}.checks")
     original = checks.preflight
@@ -149,12 +151,12 @@ def test_any_rows_are_trained_on_or_told(stage, monkeypatch, method):
         assert done.code or all(map(teaches, seen[0].train_dataset))
 
     check()
-    assert 5 < sum(accepted) < len(accepted)  # both are met
+    assert 5 < sum(accepted) < len(accepted)  # both outcomes occur
 
 
 @pytest.mark.parametrize("line", ["", "null", "[]", "3", '{"messages": 3}', '{"messages": [[]]}', '{"text": {"a": 1}}',
                                   '{"messages": [{"role": "user"}]}', "{", '{"text": "a"} {"text": "b"}'])  # fmt: skip
-def test_odd_lines_are_told(stage, line):
+def test_odd_lines_are_reported(stage, line):
     assert stage.run(rows=f'{{"text": "Ann has 3 nuts."}}\n{line}\n' if line else "").code == 2
 
 
@@ -179,7 +181,7 @@ OLD_SAID = {
 
 @pytest.mark.parametrize(("name", "cls"), OLD_SAID)
 def test_old_configs_are_translated_whole(name, cls):
-    """Every key of an older repository's YAML that moved is told at once, with what to write today."""
+    """Every older key in another repository's YAML is reported at once, with what to write today."""
     path = ROOT / f"tests/fixtures/{name}.yaml"
     text = parsed(path, cls)
     for part in OLD_SAID[name, cls]:
@@ -190,16 +192,52 @@ def test_old_configs_are_translated_whole(name, cls):
     assert len(old) > 30
     assert all(f": {key}: is not used here" in text for key in old)
     known = {f.name for c in (cls, ModelConfig, RECIPES[cls]) for f in dataclasses.fields(c)} | {"env"}
-    assert set(keys) <= known | set(old)  # no key of theirs is merely unknown
+    assert set(keys) <= known | set(old)  # none of their keys is merely unknown
 
 
-def test_the_table_of_old_keys_is_of_today():
-    fields = {f.name for c in (*RECIPES, ModelConfig, OnlineRLRecipe) for f in dataclasses.fields(c)}
-    assert set(RENAMED.values()) <= fields
-    of_online_rl = "system_prompt max_prompt_length"  # moved for the other methods alone
-    refused = "do_train do_eval do_predict resume_from_checkpoint hub_token chat_template_path pad_token local_rank"
-    assert set(OLD) & fields <= set(f"{of_online_rl} {refused}".split())
-    assert set(VALUES) <= fields
+def test_the_table_of_older_keys_is_current():
+    fields = {f.name for c in (*RECIPES, KTOConfig, DistillationConfig, ModelConfig) for f in dataclasses.fields(c)}
+    assert set(OLD) & fields == set(REFUSED)
+    fields |= {f.name for f in dataclasses.fields(OnlineRLRecipe)}
+    assert set(table()["renamed"].values()) <= fields
+    assert set(table()["values"]) <= fields
+    assert len(OLD) == sum(len(table()[group]) for group in GROUPS)  # each key in one group
+
+
+@pytest.mark.parametrize(
+    ("text", "cls", "said"),
+    [
+        ("desirable_weight: 2.0", SFTConfig, "desirable_weight: is a key of KTOConfig alone. Remove it"),
+        ("teacher_model_name_or_path: x", DPOConfig, "is a key of DistillationConfig alone. Remove it"),
+        ("lmbda: 0.5", SFTConfig, "is not used here: remove it: it is a key of GKD, which has no recipe here"),
+        ("code_provider: e2b", GRPOConfig, "code_passes_tests runs code in a local sandbox"),
+        ("system_prompt: Think.", DPOConfig, "is not used here: remove it: add a system message in to_training_row"),
+    ],
+)
+def test_a_key_of_another_method_is_reported(tmp_path, text, cls, said):
+    (tmp_path / "run.yaml").write_text(f"model_name_or_path: tiny/base\n{text}\n")
+    assert f"run.yaml:2: {text.split(':')[0]}: " in (message := parsed(tmp_path / "run.yaml", cls))
+    assert said in message
+
+
+def test_a_field_of_the_trainer_wins_over_an_older_meaning(tmp_path):
+    """A recipe for KTO reads desirable_weight, and online RL system_prompt, whatever they were called elsewhere."""
+    lines = "model_name_or_path: tiny/base\ndataset_name: tiny/data/sft_messages.jsonl\n"
+    (tmp_path / "run.yaml").write_text(f"{lines}desirable_weight: 2.0\nundesirable_weight: -1\n")
+    source = read_config("", ["--config", str(tmp_path / "run.yaml")])
+    assert parse_config(source, KTOConfig).training.desirable_weight == 2.0
+    (tmp_path / "run.yaml").write_text(f"{lines}system_prompt: Think.\nmax_prompt_length: 9\n")
+    assert parsed(tmp_path / "run.yaml", GRPOConfig).recipe.system_prompt == "Think."
+
+
+def test_the_table_is_read_only_for_keys_that_no_field_has(tmp_path):
+    table.cache_clear()
+    path = tmp_path / "run.yaml"
+    path.write_text("model_name_or_path: tiny/base\ndataset_name: tiny/data/sft_messages.jsonl\n")
+    assert not isinstance(parsed(path, SFTConfig, "--packing"), str)
+    assert table.cache_info().misses == 0
+    assert "max_length" in parsed(path, SFTConfig, "--max_seq_length", "9")
+    assert table.cache_info().misses == 1
 
 
 def test_the_choices_are_those_of_trl():
@@ -218,7 +256,7 @@ def test_the_choices_are_those_of_trl():
 
 @pytest.mark.slow
 def test_the_preflight_does_not_grow_with_the_rows(stage, monkeypatch):
-    """A million rows in the trainer's hands are looked at in a few seconds: what is costly is a sample."""
+    """A million rows are checked in a few seconds: what is costly is done on a sample."""
     seconds, original = {}, sft.checks.preflight
 
     def timed(trainer, config, train, *rest):

@@ -1,10 +1,13 @@
-"""The strict config: every mistake at once, each with its place and its mend."""
+"""The strict config: every mistake at once, each with its place and the fix."""
 
+import importlib.util
+import json
 import re
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, recipe
+from ruamel.yaml import YAML
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from data_prep.best_of_k import BestOfKConfig
@@ -31,7 +34,7 @@ def message(tmp_path, text, *flags):
     return str(error.value)
 
 
-MISTAKES = [  # what stands in line 3, what the message must say of it
+MISTAKES = [  # line 3 of the YAML, and what the message must say
     ("learnig_rate: 1e-3", "unknown key; did you mean learning_rate?"),
     ("zzzzqqq: 1", "unknown key; see --help"),
     ("warmup_ratio: 0.1", "write warmup_steps: 0.1, a value under 1 is a share"),
@@ -43,7 +46,7 @@ MISTAKES = [  # what stands in line 3, what the message must say of it
     ("reference_free: true", "gone from TRL"),
     ("no_cuda: true", "write use_cpu"),
     ("tokenizer: x", "the tokenizer is the model's"),
-    ("resume_from_checkpoint: true", "goes on from the newest whole checkpoint by itself"),
+    ("resume_from_checkpoint: true", "resumes from the newest complete checkpoint by itself"),
     ("hub_token: hf_abc", "a token does not belong in a config"),
     ("learning_rate: [1]", "[1] is not a number. Write a number"),
     ("per_device_train_batch_size: 2.5", "2.5 is not a whole number"),
@@ -74,13 +77,13 @@ MISTAKES = [  # what stands in line 3, what the message must say of it
 
 
 @pytest.mark.parametrize(("line", "said"), MISTAKES)
-def test_a_mistake_is_told_with_line_and_mend(tmp_path, line, said):
+def test_a_mistake_is_reported_with_line_and_fix(tmp_path, line, said):
     text = message(tmp_path, line + "\n")
     assert f"run.yaml:3: {line.split(':')[0]}: " in text
     assert said in text
 
 
-def test_all_mistakes_are_told_at_once(tmp_path):
+def test_all_mistakes_are_reported_at_once(tmp_path):
     text = message(tmp_path, "learnig_rate: 1\npacking: 3\nseed: -1\n", "stray", "--max_stepz", "4")
     assert "5 mistakes in the config" in text
     for place in ("run.yaml:3", "run.yaml:4", "run.yaml:5", "command line: max_stepz", "command line: 'stray'"):
@@ -95,7 +98,7 @@ def test_all_mistakes_are_told_at_once(tmp_path):
         ("", "mapping"),
     ],
 )
-def test_a_broken_file_is_told(tmp_path, text, said):
+def test_a_broken_file_is_reported(tmp_path, text, said):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match=said):
         read_config("", ["--config", str(tmp_path / "bad.yaml")])
@@ -168,6 +171,31 @@ def test_paths_are_found_from_any_folder(tmp_path, monkeypatch):
     assert config.training.output_dir == str(tmp_path / "here")
 
 
+def test_our_own_fields_know_paths_ranges_and_choices(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("{}")
+
+    def filled(text, *flags):
+        (tmp_path / "clean.yaml").write_text(text)
+        return parse_fields(read_config("", ["--config", "clean.yaml", *flags], FilterConfig), FilterConfig)
+
+    settings = filled(
+        "output_file: outputs/clean.jsonl\n", "--dataset_name", "rows.jsonl", "--contamination", "rows.jsonl"
+    )
+    assert settings.dataset_name == str(tmp_path / "rows.jsonl")
+    assert settings.contamination == [settings.dataset_name]
+    assert settings.output_file == str(ROOT / "outputs/clean.jsonl")
+    with pytest.raises(UserError) as error:
+        filled("dataset_name: no.jsonl\ncontamination: [a.jsonl, b.jsonl]\nnear_duplicates: al\nnear_threshold: 0.1\n")
+    text = str(error.value)
+    assert "5 mistakes in the config" in text
+    assert f"clean.yaml:1: dataset_name: there is no file {ROOT / 'no.jsonl'}" in text
+    assert f"there is no file {ROOT / 'a.jsonl'}; there is no file {ROOT / 'b.jsonl'}" in text
+    assert "clean.yaml:3: near_duplicates: 'al' is not a choice; write one of prompt, response, both" in text
+    assert "clean.yaml:4: near_threshold: 0.1 is out of range. Write at least 0.3 and at most 1" in text
+    assert "clean.yaml: output_file: is missing. The JSONL file to write." in text
+
+
 def test_a_missing_start_names_the_command_that_makes_it(tmp_path):
     text = message(tmp_path, "", "--model_name_or_path", str(ROOT / "outputs/nowhere/sft_tiny"))
     assert "python sft/train.py --config configs/sft_tiny.yaml" in text
@@ -190,7 +218,10 @@ def test_every_shipped_config_is_valid(path, monkeypatch):
     monkeypatch.setattr(read_module, "require_hub", lambda source: None)
     method = path.stem.split("_")[0]
     header = path.read_text().split("\n\n")[0]
-    assert header.startswith("# ")
+    schema = {"best": "best_of_k"}.get(method, method)
+    assert header.startswith(f"# yaml-language-server: $schema=../docs/schema/{schema}.json\n# ")
+    known = json.loads((ROOT / f"docs/schema/{schema}.json").read_text())["properties"]
+    assert set(YAML(typ="safe", pure=True).load(path.read_text())) <= set(known)
     if prepares := {"generate": GenerateConfig, "best": BestOfKConfig, "filter": FilterConfig}.get(method):
         script = {"best": "best_of_k"}.get(method, method)
         assert f"python data_prep/{script}.py --config configs/{path.name}" in header
@@ -207,6 +238,30 @@ def test_every_shipped_config_is_valid(path, monkeypatch):
     )
     parse_config(read_config("", ["--config", str(path), *start]), *classes)
     assert f"python {folder}/train.py --config configs/{path.name}" in path.read_text()
+
+
+def test_the_schemas_are_current():
+    """By them editors complete the YAMLs. After a change of fields: python docs/schema/make.py"""
+    spec = importlib.util.spec_from_file_location("make_schemas", ROOT / "docs/schema/make.py")
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    assert {path.stem for path in (ROOT / "docs/schema").glob("*.json")} == set(make.CONFIGS)
+    for name in make.CONFIGS:
+        assert (ROOT / f"docs/schema/{name}.json").read_text() == make.schema_text(name), name
+
+
+def test_a_schema_holds_what_the_config_accepts():
+    sft, dpo, filters = (
+        json.loads((ROOT / f"docs/schema/{name}.json").read_text())["properties"] for name in ("sft", "dpo", "filter")
+    )
+    assert sft["heldout_fraction"]["maximum"] == 0.5
+    assert sft["learning_rate"] == sft["learning_rate"] | {"type": "number", "minimum": 0, "maximum": 1}
+    assert sft["packing_strategy"]["enum"] == ["bfd", "bfd_split", "wrapped"]
+    assert {"type": "string"} in sft["eval_metrics"]["anyOf"]  # a list of one may be written as the one
+    assert "robust" in dpo["loss_type"]["anyOf"][0]["items"]["enum"]
+    assert "HF_HOME" in sft["env"]["properties"]
+    assert "hub_token" not in sft
+    assert filters["dataset_name"]["type"] == "string"
 
 
 def test_a_typo_on_the_command_line_ends_with_code_2():
@@ -232,6 +287,13 @@ def test_help_is_for_people():
     assert "--heldout_name" in done.stdout
     assert "huggingface.co/docs/trl" in done.stdout
     assert len(done.stdout.splitlines()) < 60
+
+
+def test_a_missing_model_is_reported_beside_keys_of_another_method(tmp_path):
+    """system_prompt is an older key of SFT and a field of online RL: in both the missing model is reported."""
+    text = message(tmp_path, "system_prompt: Think.\n", "--model_name_or_path", "owner/nowhere")
+    assert "system_prompt: is not used here" in text
+    assert "command line: model_name_or_path: the model owner/nowhere is not on this machine" in text
 
 
 def test_no_network_is_one_message_within_seconds():

@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from typing import Annotated
 
 import openai
+from pydantic import Field
 
 from data_prep.sampling.replies import Unreadable, read_answer
 from utils.config import UserError
@@ -40,33 +42,26 @@ class Refused(NoAnswer):
 class ServerConfig:
     """How servers are asked."""
 
-    base_urls: list[str] = field(
-        default_factory=list,
-        metadata={"help": "OpenAI-compatible servers: [http://localhost:8000/v1, ...]; several are replicas."},
-    )
-    api_key_variable: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "The environment variable that holds the key, if one is needed."}
-    )
-    concurrency: int = field(
-        default=32, metadata={"help": "Questions under way at a time at each server, at most.", "range": (1, 4096)}
-    )
-    timeout: float = field(
-        default=600.0, metadata={"help": "Seconds after which a try is given up.", "range": (1e-9, None)}
-    )
-    max_retries: int = field(
-        default=6, metadata={"help": "How often a question is asked again when no answer comes.", "range": (0, 100)}
-    )
-    give_up_after: int = field(
-        default=100,
-        metadata={"help": "Questions in a row without an answer after which no more are asked.", "range": (1, None)},
-    )
-    extra_body: dict = field(
-        default_factory=dict,
-        metadata={
-            "help": "More for each request's body, as a server takes it: {top_k: 20, min_p: 0.05}; null takes a field "
-            "away that it refuses: {seed: null}, {max_tokens: null, max_completion_tokens: 4096}."
-        },
-    )
+    base_urls: Annotated[
+        list[str],
+        Field(description="OpenAI-compatible servers: [http://localhost:8000/v1, ...]; several are replicas."),
+    ] = field(default_factory=list)
+    api_key_variable: Annotated[
+        str, Field(description="The environment variable that holds the API key, if one is needed.")
+    ] = "OPENAI_API_KEY"
+    concurrency: Annotated[int, Field(ge=1, le=4096, description="Requests in flight at each server, at most.")] = 32
+    timeout: Annotated[float, Field(gt=0, description="Seconds after which a request is given up.")] = 600.0
+    max_retries: Annotated[int, Field(ge=0, le=100, description="How often a failed request is sent again.")] = 6
+    give_up_after: Annotated[
+        int, Field(ge=1, description="Stop after this many requests in a row without an answer.")
+    ] = 100
+    extra_body: Annotated[
+        dict,
+        Field(
+            description="More fields for each request body: {top_k: 20, min_p: 0.05}. null removes one that the "
+            "server refuses: {seed: null}, {max_tokens: null, max_completion_tokens: 4096}."
+        ),
+    ] = field(default_factory=dict)
 
 
 # Nothing in the output hangs on them, so they may differ when a run goes on.

@@ -4,9 +4,11 @@ import asyncio
 import itertools
 import re
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from data_prep.files.journal import Journal
 from data_prep.sampling.server import Refused, ServerConfig, Servers
@@ -46,17 +48,16 @@ FORMS = {
 class JudgeConfig(ServerConfig):
     """How the judge is asked, with `score_funcs: [judge]`."""
 
-    judge_model: str | None = field(default=None, metadata={"help": "The judge's name, on the servers base_urls."})
-    judge_mode: str = field(
-        default="score",
-        metadata={
-            "help": "score: each response by itself, 1 to 10; pairs: each two of a prompt, in both orders, the score "
-            "being the share that it wins.",
-            "choices": ["score", "pairs"],
-        },
-    )
-    judge_rubric: str = field(default=RUBRIC, metadata={"help": "What a good response is, in words."})
-    judge_max_tokens: int = field(default=512, metadata={"help": "Tokens of a verdict, at most.", "range": (1, None)})
+    judge_model: Annotated[str | None, Field(description="The judge's name, on the servers base_urls.")] = None
+    judge_mode: Annotated[
+        Literal["score", "pairs"],
+        Field(
+            description="score: each response by itself, from 1 to 10; pairs: every two responses to a prompt, in "
+            "both orders, the score being the share that a response wins."
+        ),
+    ] = "score"
+    judge_rubric: Annotated[str, Field(description="What a good response is, in words.")] = RUBRIC
+    judge_max_tokens: Annotated[int, Field(ge=1, description="Tokens of a verdict, at most.")] = 512
 
 
 def judge_all(

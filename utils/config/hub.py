@@ -1,4 +1,4 @@
-"""What a config wants from the hub: is it cached, or does the hub answer? Known in seconds, before anything loads."""
+"""What a config needs from the hub: is it cached, or does the hub answer? Known in seconds, before anything loads."""
 
 import os
 import urllib.error
@@ -19,7 +19,7 @@ def looks_local(name: str) -> bool:
 
 
 def missing_model(source: Source, name: object) -> str | None:
-    """What to say of a model that can only be a folder and is not there, or None."""
+    """What is wrong with a model whose name can only be a path, if nothing is there; else None."""
     if not isinstance(name, str) or not looks_local(name) or local_path(source, "model_name_or_path", name):
         return None
     base = Path.cwd() if source.where["model_name_or_path"] == "command line" else ROOT
@@ -31,11 +31,11 @@ def missing_model(source: Source, name: object) -> str | None:
     ]
     if not commands:
         return f"there is no {base / name}. Write the path of a model's folder"
-    return f"there is no {base / name}. Make it with: {commands[0]}"
+    return f"there is no {base / name}. Create it with: {commands[0]}"
 
 
 def hub_names(source: Source) -> list[tuple[str, str, str]]:
-    """(key, name, kind) of everything in the config that only the hub can have."""
+    """(key, name, kind) of everything in the config that must come from the hub."""
     wanted = []
     if not source.values.get("base_urls"):  # else a server has the model
         wanted = [("model_name_or_path", source.values.get("model_name_or_path"), "model")]
@@ -54,11 +54,10 @@ def hub_names(source: Source) -> list[tuple[str, str, str]]:
 def require_hub(source: Source) -> None:
     """Stop at once, instead of after minutes of retries, if something must come from the hub and cannot.
 
-    If the hub does not answer and everything is cached, the libraries are told to work offline.
+    If the hub does not answer and everything is cached, the libraries are set to work offline.
     """
     wanted = hub_names(source)
-    moved = any(what_to_write(key, value) for key, value in source.values.items())
-    if not wanted or source.mistakes or moved:  # parse_config tells all mistakes at once
+    if not wanted or source.mistakes:  # parse_config reports all mistakes at once
         return
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
@@ -78,7 +77,9 @@ def require_hub(source: Source) -> None:
             for key, name, kind in wanted
             if not (cache / repo_folder_name(repo_id=name, repo_type=kind) / "snapshots").exists()
         ]
-        if missing:
+        if any(what_to_write(key, value) for key, value in source.values.items()):
+            source.mistakes += missing  # reported together with the older keys, if the method has none of that name
+        elif missing:
             missing.append(f"and {constants.ENDPOINT} cannot be reached: {error}.")
             missing.append("Connect, or name a local folder or file. Without a network, this runs as it is:")
             tiny = f"{source.name.split('_')[0]}_tiny.yaml"

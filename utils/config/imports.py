@@ -26,7 +26,7 @@ def import_dotted(key: str, name: str) -> Callable:
     """What a dotted path names. Raises UserError if it cannot be imported or called."""
     module, _, function = name.rpartition(".")
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a module of the user's, beside which the recipe is started
+        sys.path.append(os.getcwd())  # a module of the user's, in the folder where the recipe is started
     try:
         found = operator.attrgetter(function)(importlib.import_module(module))
     except Exception as error:  # the user's module: whatever it raises, it cannot be used

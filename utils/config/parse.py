@@ -10,11 +10,11 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.config.fields import RecipeConfig
+from utils.config.fields import REFUSED, RecipeConfig
 from utils.config.findings import NAMES, Findings
 from utils.config.hub import missing_model
-from utils.config.legacy_keys import MIXTURES, RENAMED, what_to_write
-from utils.config.schema import check_value, raise_mistakes, unknown_key
+from utils.config.legacy_keys import name_today, what_to_write
+from utils.config.schema import check_value, field_types, members_of, raise_mistakes, unknown_key
 from utils.config.source import ROOT, Source, UserError, local_path
 
 if typing.TYPE_CHECKING:
@@ -34,9 +34,9 @@ class Config:
         recipe: our own fields.
         model: TRL's ModelConfig.
         training: the trainer's own config, such as SFTConfig.
-        given: the keys that the user wrote, checked.
+        given: the values that the user wrote, checked.
         source: the YAML file and the flags.
-        findings: what was found on the way, by name.
+        findings: what is found during the run, by name.
     """
 
     recipe: RecipeConfig
@@ -55,24 +55,24 @@ def parse_config(source: Source, training_class: type, recipe_class: type[Recipe
     from trl import ModelConfig, TrlParser
 
     classes = (recipe_class, ModelConfig, training_class)
-    hints = {name: hint for cls in classes for name, hint in typing.get_type_hints(cls).items()}
+    hints = {name: hint for cls in classes for name, hint in field_types(cls, recipe_class.CHOICES).items()}
     fields = {f.name: f for cls in classes for f in dataclasses.fields(cls) if f.init}
-    values = check_keys(source, recipe_class, fields, hints)
+    values = check_keys(source, hints)
     check_together(source, values, NAMES | recipe_class.FINDINGS)
     recipe_class.check_values(source, values, fields)
     raise_mistakes(source)
     values.setdefault("output_dir", f"outputs/{source.name}")
     given = dict(values)
     # Adam refuses whole numbers for its betas.
-    values = {key: float(value) if hints[key] is float else value for key, value in values.items()}
+    values = {key: float(value) if members_of(hints[key]) == (float,) else value for key, value in values.items()}
     values = resolve(source, values)
     recipe_class.set_defaults(values)
     try:
         recipe, model, training = TrlParser(classes).parse_dict(values)
     except (ValueError, ImportError, OSError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-        # Rules between TRL's own fields, and files that they name.
+        # rules between TRL's own fields, and files that they name
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{source.path.name}: TRL refuses these values: {reason}") from None
+        raise UserError(f"{source.path.name}: TRL rejects these values: {reason}") from None
     if training.n_gpu > GPUS_PER_PROCESS:
         raise UserError(
             f"{training.n_gpu} GPUs are visible to one process. Write: accelerate launch --config_file "
@@ -81,23 +81,21 @@ def parse_config(source: Source, training_class: type, recipe_class: type[Recipe
     return Config(recipe, model, training, given, source, Findings(recipe_class.FINDINGS))
 
 
-def check_keys(source: Source, recipe_class: type[RecipeConfig], fields: dict, hints: dict) -> dict:
+def check_keys(source: Source, hints: dict[str, type]) -> dict:
     """The values whose key and value are right; a mistake is added to the source for every other one."""
-    own, values = {f.name for f in dataclasses.fields(recipe_class)}, {}
+    values = {}
     for key, value in source.values.items():
-        name = key if key in fields else None
-        if key not in own and (fix := what_to_write(key, value)):
-            name = RENAMED.get(key)  # a bad value is reported too, even if its key has moved
-            if key in RENAMED and name not in fields:
-                fix = f"{name}, its name today, {unknown(name, fields)}"
-            source.mistake(key, f"is not used here: {fix}")
-        elif name is None:
-            source.mistake(key, unknown(key, fields))
-        if name not in fields:
+        name = key
+        if key not in hints or key in REFUSED:
+            fix = what_to_write(key, value)
+            name = name_today(key)  # a bad value is reported too, even if its key has moved
+            if fix and name != key and name not in hints:
+                fix = f"{name}, its name today, {unknown(name, hints)}"
+            source.mistake(key, f"is not used here: {fix}" if fix else unknown(key, hints))
+        if name not in hints:
             continue
-        choices = fields[name].metadata.get("choices") or recipe_class.CHOICES.get(name)
         try:
-            checked = check_value(name, value, hints[name], choices)
+            checked = check_value(name, value, hints[name])
         except ValueError as error:
             source.mistake(key, str(error))
         else:
@@ -111,18 +109,15 @@ def unknown(key: str, fields: dict) -> str:
     import trl
     from transformers import TrainingArguments
 
-    text = unknown_key(key, fields)
-    if "did you mean" in text:
-        return text
-    configs = [getattr(trl, name) for name in dir(trl) if name.endswith("Config")]  # the stable trainers' and others
+    configs = [getattr(trl, name) for name in dir(trl) if name.endswith("Config")]  # not the experimental ones
     classes = [cls for cls in configs if issubclass(cls, TrainingArguments)]
     owners = [cls.__name__ for cls in classes if key in {f.name for f in dataclasses.fields(cls)}]
-    return f"is a key of {' and '.join(owners)} alone. Remove it" if owners else text
+    return f"is a key of {' and '.join(owners)} alone. Remove it" if owners else unknown_key(key, fields)
 
 
 def check_together(source: Source, values: dict, findings: dict[str, str]) -> None:
     """Rules between keys."""
-    given = {MIXTURES.get(key, RENAMED.get(key, key)) for key in source.values}
+    given = {key if key in values else name_today(key) for key in source.values}
     if "model_name_or_path" not in given:
         source.mistakes.append(f"{source.path.name}: model_name_or_path: is missing. Write the model to start from")
     if ("dataset_name" in given) == ("datasets" in given):
@@ -147,7 +142,7 @@ def check_together(source: Source, values: dict, findings: dict[str, str]) -> No
     revision = str(values.get("model_revision", "main"))
     pinned = len(revision) == 40 and all(digit in "0123456789abcdef" for digit in revision)
     if values.get("trust_remote_code") and not pinned:
-        source.mistake("trust_remote_code", "runs code of the model's owner. Pin model_revision to a full commit hash")
+        source.mistake("trust_remote_code", "runs the model author's code. Pin model_revision to a full commit hash")
     for name in values.get("accept") or []:
         if name not in findings:
             near = difflib.get_close_matches(name, findings, n=1, cutoff=0.6)
@@ -156,14 +151,15 @@ def check_together(source: Source, values: dict, findings: dict[str, str]) -> No
     for name in values.get("model_init_kwargs") or {}:
         if name in MODEL_KEYS:
             source.mistake(
-                "model_init_kwargs", f"{name} is a key of its own. Write {MODEL_KEYS[name] or name}: a line by itself"
+                "model_init_kwargs",
+                f"{name} is a key of its own. Write {MODEL_KEYS[name] or name}: on a line of its own",
             )
     if missing := missing_model(source, values.get("model_name_or_path")):
         source.mistake("model_name_or_path", missing)
 
 
 def resolve(source: Source, values: dict) -> dict:
-    """Absolute paths, defaults that TRL has otherwise, and what a machine without an accelerator needs."""
+    """Absolute paths, defaults that differ from TRL's, and what a machine without an accelerator needs."""
     import torch
 
     values = dict(values)
@@ -172,8 +168,8 @@ def resolve(source: Source, values: dict) -> dict:
             values[key] = str(path)
     base = Path.cwd() if source.where.get("output_dir") == "command line" else ROOT
     values["output_dir"] = str(base / values["output_dir"])
-    values.setdefault("include_num_input_tokens_seen", "non_padding")  # counted in checkpoints, so kept by a resume
-    values.setdefault("logging_nan_inf_filter", False)  # it would write the last good loss in place of a NaN
+    values.setdefault("include_num_input_tokens_seen", "non_padding")  # stored in checkpoints, so a resume counts on
+    values.setdefault("logging_nan_inf_filter", False)  # it would log the last good loss instead of NaN
     if not torch.accelerator.is_available():
         values |= {"use_cpu": True, "bf16": False, "fp16": False}
         values.pop("tf32", None)
@@ -181,7 +177,7 @@ def resolve(source: Source, values: dict) -> dict:
         values["dtype"] = "float32"
     quantised = values.get("load_in_4bit") or values.get("load_in_8bit")
     if values.get("use_peft") and "dtype" not in values and (quantised or torch.accelerator.is_available()):
-        values["dtype"] = "bfloat16"  # the frozen base; TRL would hold it in float32, at twice the memory
+        values["dtype"] = "bfloat16"  # the frozen base; TRL would load it in float32, at twice the memory
     if values.get("use_peft") and "lora_target_modules" not in values and "lora_target_parameters" not in values:
-        values["lora_target_modules"] = ["all-linear"]  # TRL's default is q_proj and v_proj alone
+        values["lora_target_modules"] = ["all-linear"]  # TRL's default is only q_proj and v_proj
     return values

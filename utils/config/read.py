@@ -1,7 +1,7 @@
-"""Reads one YAML file and the command-line flags before the slow libraries load.
+"""Reads one YAML file and the command-line flags before the slow libraries are imported.
 
-So `env:` reaches those libraries, a mistake in the YAML is reported at once, and a run that needs the hub stops in
-seconds where there is none.
+So `env:` takes effect in those libraries, a mistake in the YAML is reported at once, and a run that needs the hub
+stops within seconds if it cannot be reached.
 """
 
 import contextlib
@@ -20,15 +20,17 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from utils.config.fields import ENV_NAMES, RecipeConfig
 from utils.config.hub import require_hub
 from utils.config.legacy_keys import what_to_write
+from utils.config.schema import described, field_types
 from utils.config.source import ROOT, FlagText, Source, UserError
 from utils.files import is_main_process
 
-# Telemetry is off unless the user wants it; forked workers must not warn about tokenizer threads.
+# Telemetry is off unless the user turns it on; forked workers must not warn about tokenizer threads.
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+STRAY = "command line: {!r} does not belong to a flag. Write --key value"
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a script's main: a user's mistake is one message on stderr and exit code 2; all of it with --traceback."""
+    """Run a script's main: a user's mistake is one message on stderr and exit code 2; --traceback adds the cause."""
     try:
         main()
     except UserError as error:
@@ -39,15 +41,15 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         if is_main_process():
-            print("\nStopped. The same command goes on from what was kept", file=sys.stderr)
+            print("\nStopped. Run the same command again to resume", file=sys.stderr)
         sys.exit(130)
 
 
 @contextlib.contextmanager
 def as_user_error(name: str) -> Iterator[None]:
-    """What a library refuses on purpose while it looks at config and rows is the user's to correct: a UserError.
+    """Turn an error by which a library rejects the config or the rows into a UserError.
 
-    On purpose: by a `raise` of its own. Anything else that fails in there may be a bug, and keeps its traceback.
+    That is an error from a `raise` statement. Any other one may be a bug, and keeps its traceback.
     """
     try:
         yield
@@ -63,8 +65,8 @@ def read_config(doc: str, arguments: list[str] | None = None, fields: type = Rec
     """Read `--config FILE` and the flags that override it, before any slow import.
 
     Sets the variables of `env:`, prints `--help` (with the fields of `fields`), and stops at once if a model or data
-    set of the hub is wanted, is not cached, and the hub does not answer. Raises UserError if the file cannot be read
-    as a YAML mapping.
+    set must come from the hub, is not cached, and the hub does not answer. Raises UserError if the file is not a
+    YAML mapping.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:
@@ -75,7 +77,7 @@ def read_config(doc: str, arguments: list[str] | None = None, fields: type = Rec
     if named is True:
         raise UserError("No config given. Write: --config configs/sft_tiny.yaml (or --help)")
     path, *stray = [named] if isinstance(named, str) else named
-    mistakes += [f"command line: {word!r} belongs to no flag. Write --key value" for word in stray]
+    mistakes += [STRAY.format(word) for word in stray]
     source = read_yaml(Path(path))
     source.mistakes += mistakes
     source.where |= dict.fromkeys(flags, "command line")
@@ -83,7 +85,7 @@ def read_config(doc: str, arguments: list[str] | None = None, fields: type = Rec
     source.values |= flags
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    # Versions are pinned, so what a later one will rename does not concern a run.
+    # Versions are pinned, so a run need not know what a later one will rename.
     warnings.filterwarnings("ignore", category=FutureWarning)
     require_hub(source)
     return source
@@ -96,7 +98,7 @@ def read_flags(arguments: list[str]) -> tuple[dict, list[str]]:
         word = arguments[index]
         index += 1
         if not word.startswith("--"):
-            mistakes.append(f"command line: {word!r} belongs to no flag. Write --key value")
+            mistakes.append(STRAY.format(word))
             continue
         key, equals, value = word[2:].partition("=")
         key = key.replace("-", "_")
@@ -104,7 +106,7 @@ def read_flags(arguments: list[str]) -> tuple[dict, list[str]]:
         while not equals and index < len(arguments) and not arguments[index].startswith("--"):
             values.append(FlagText(arguments[index]))
             index += 1
-        if not values and key.startswith("no_") and not what_to_write(key, None):
+        if not values and key.startswith("no_") and not what_to_write(key, None):  # no_cuda was a key
             flags[key[3:]] = False
         else:
             value = True if not values else values[0] if len(values) == 1 else values
@@ -113,7 +115,7 @@ def read_flags(arguments: list[str]) -> tuple[dict, list[str]]:
 
 
 def read_yaml(path: Path) -> Source:
-    """The file's mapping, with each key's line and every key that stands twice."""
+    """The file's mapping, with the line of each key; duplicate keys are mistakes."""
     shown = os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -129,19 +131,19 @@ def read_yaml(path: Path) -> Source:
         if not isinstance(error, MarkedYAMLError):  # a character that YAML does not allow
             raise UserError(f"{shown}: not valid YAML: {' '.join(str(error).split())}") from None
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{shown}:{line}: not valid YAML: {error.problem}. Write one `key: value` a line") from None
+        raise UserError(f"{shown}:{line}: not valid YAML: {error.problem}. Write one `key: value` per line") from None
     if not isinstance(values, dict):
-        raise UserError(f"{shown}:1: the config must be a mapping. Write one `key: value` a line")
+        raise UserError(f"{shown}:1: the config must be a mapping. Write one `key: value` per line")
     source = Source(path.resolve(), {}, {}, [])
     places = [(str(node.value), f"{shown}:{node.start_mark.line + 1}") for node, _ in root.value]
     source.mistakes += key_mistakes(places)
-    source.where = dict(reversed(places))  # where each key stands first
+    source.where = dict(reversed(places))  # where each key occurs first
     source.values = {str(key): value for key, value in values.items() if "-" not in str(key)}
     return source
 
 
 def key_mistakes(places: list[tuple[str, str]]) -> list[str]:
-    """Keys that stand twice, of which YAML readers take the last, and keys with dashes."""
+    """Duplicate keys, of which other YAML readers take the last, and keys with dashes."""
     first, mistakes = {}, []
     for key, place in places:
         if key in first:
@@ -161,22 +163,25 @@ def set_environment(source: Source) -> None:
         if name in ENV_NAMES:
             os.environ[name] = str(value)
         else:
-            source.mistake("env", f"{name} may not be set here. Set it in the shell; allowed: {sorted(ENV_NAMES)}")
+            source.mistake(
+                "env", f"{name} may not be set here. Set it in the shell; allowed: {', '.join(sorted(ENV_NAMES))}"
+            )
 
 
 def print_help(doc: str, fields: type) -> None:
     lines = [doc.strip(), "", "Our own fields:"]
+    hints = field_types(fields)
     for f in dataclasses.fields(fields):
         default = "" if f.default in (None, dataclasses.MISSING, "", False) else f" (default {f.default})"
-        lines.append(f"  --{f.name:<22} {f.metadata['help']}{default}")
-    lines.append(f"  --{'traceback':<22} With an error message, print all of its traceback.")
+        lines.append(f"  --{f.name:<22} {described(hints[f.name])}{default}")
+    lines.append(f"  --{'traceback':<22} If the run stops with an error message, print its full traceback too.")
     trl = [
         "",
-        "Every field of TRL's configs may stand in the YAML or as a --flag:",
+        "Every field of TRL's configs can be set in the YAML or with a --flag:",
         "  the model  https://huggingface.co/docs/trl/main/en/script_utils#trl.ModelConfig",
         "  training   https://huggingface.co/docs/trl/main/en (the config of the trainer)",
         "             https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments",
     ]
     lines += trl if issubclass(fields, RecipeConfig) else []
-    lines += ["", "A relative path in a YAML starts at the repository's root, as a flag at the current folder."]
+    lines += ["", "Relative paths start at the repository's root in a YAML, and at the current folder in a flag."]
     print("\n".join(lines))

@@ -1,4 +1,4 @@
-"""The config as written: values by key, and the file and line that each one stands in."""
+"""The config as written: values by key, and the file and line of each."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ class UserError(Exception):
 
 @dataclass
 class Source:
-    """A config as written: values by key, and where each one stands (`configs/x.yaml:12` or `command line`)."""
+    """A config as written: values by key, and where each one is set (`configs/x.yaml:12` or `command line`)."""
 
     path: Path
     values: dict
@@ -28,13 +28,13 @@ class Source:
 
 
 class FlagText(str):
-    """A value from the command line, still text: its type is the field's."""
+    """A value from the command line: text, until it is read as its field's type."""
 
 
 def local_path(source: Source, key: str, name: str) -> Path | None:
-    """The local file or folder that a value names, or None if there is none (then it is a hub name).
+    """The local file or folder that a value names, or None (then it is a hub name).
 
-    A relative path starts at the repository's root if it stands in the YAML, at the current folder if it is a flag.
+    A relative path starts at the repository's root in the YAML, and at the current folder in a flag.
     """
     if "\n" in name or "{" in name or len(name) > 255:  # a chat template written out
         return None
