@@ -422,9 +422,9 @@ def test_generation_model(folder):
     ids = torch.tensor([[5, 6, 7]])
     with torch.inference_mode(), trl_internals.generation_model(trainer) as model:
         assert model is trainer.accelerator.unwrap_model(trainer.model)
-        assert not model.is_gradient_checkpointing
+        assert not model.is_activation_checkpointing
         made = model.generate(ids, max_new_tokens=4, do_sample=False)
-    assert trainer.model.is_gradient_checkpointing
+    assert trainer.model.is_activation_checkpointing
     torch.testing.assert_close(made, load_model().generate(ids, max_new_tokens=4, do_sample=False))
 
 
