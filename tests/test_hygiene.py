@@ -142,3 +142,13 @@ def test_pins_are_exact():
     for path in ROOT.glob("requirements*.txt"):
         for line in path.read_text().splitlines():
             assert line.startswith(("#", "-c ", "-r ")) or re.fullmatch(r"[a-z0-9.-]+==[0-9][0-9a-z.]*", line), line
+
+
+def test_pins_are_those_of_the_lock():
+    """pip installs the pins with the lock as its constraints, on every Python."""
+    lock = (ROOT / "constraints.txt").read_text().splitlines()
+    for path in ROOT.glob("requirements*.txt"):
+        for name, version in re.findall(r"^([a-z0-9.-]+)==(.*)", path.read_text(), re.MULTILINE):
+            name = name.replace(".", "-")
+            locked = [line for line in lock if line.startswith(f"{name}==")]
+            assert locked == [f"{name}=={version}"], path.name

@@ -1,7 +1,8 @@
 """Every private or undocumented name of TRL, transformers and datasets that this repository touches.
 
-One function each, named for what it is for. tests/test_trl_internals.py holds a contract test per function: a new
-version breaks there, by name, and nowhere else. Written for trl 1.16, transformers 5.23 and datasets 5.2.
+One function for each purpose. tests/test_trl_internals.py has a contract test for every function, so a new version
+breaks there, by name ("Moving to the next TRL" in CONTRIBUTING.md). Written for trl 1.16, transformers 5.23 and
+datasets 5.2.
 """
 
 import contextlib
@@ -29,10 +30,11 @@ def can_call_tools(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def add_response_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Teach a tokenizer to read tool calls back, by its chat template. Raises ValueError for one that TRL does not
-    know.
+    """Let a tokenizer parse tool calls in the format of its chat template.
 
-    TRL knows the templates that it ships, but not its own training templates, which write calls as their originals do.
+    Raises ValueError for a template that TRL does not know; nothing has changed then.
+
+    TRL knows the templates that it ships, but not its own training variants, which write calls as their originals do.
     """
     if tokenizer.response_template is not None:
         return
@@ -48,19 +50,19 @@ def add_response_template(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def parse_response(tokenizer: PreTrainedTokenizerBase, ids: list[int], prefix: list[int], tools: list) -> dict:
-    """The assistant message, with its tool calls, that the generated tokens `ids` say after `prefix`."""
+    """The assistant message, with its tool calls, in the generated tokens `ids`, which follow the tokens `prefix`."""
     return chat_template_utils.parse_response(tokenizer, ids, prefix=prefix, tools=tools)
 
 
 def template_for_more_turns(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A template to which turns can be added after rendering, where the tokenizer's own cannot do that; else None."""
+    """A template that renders earlier turns alike when others follow; None if the tokenizer's own does."""
     if chat_template_utils.is_chat_template_prefix_preserving(tokenizer):
         return None
     return chat_template_utils.get_training_chat_template(tokenizer)
 
 
 def training_template(trainer: Trainer) -> str | None:
-    """The template with which SFTTrainer renders rows in place of the tokenizer's own; None if it uses that."""
+    """The template with which a trainer renders rows in place of the tokenizer's own; None if it uses that."""
     return vars(trainer).get("chat_template")
 
 
@@ -88,7 +90,7 @@ def prepare_prompts(trainer: Trainer, rows: Dataset) -> list[list[int]]:
 
 
 def token_counts(rows: Dataset, column: str) -> torch.Tensor:
-    """(rows,) how many tokens each row has in a column, read off the Arrow table: no row becomes a Python list."""
+    """(rows,) the number of tokens of each row in a column, from the Arrow table: no row becomes a Python list."""
     import pyarrow.compute as pc
 
     lengths = pc.list_value_length(rows.data.column(column)).to_numpy()
@@ -101,17 +103,14 @@ def token_counts(rows: Dataset, column: str) -> torch.Tensor:
 
 @contextlib.contextmanager
 def untouched_counters(trainer: Trainer) -> Iterator[None]:
-    """What a try within adds to the trainer's state, token count, metrics and logs is taken back."""
-    state, tokens = copy.copy(trainer.state), vars(trainer).get("_total_train_tokens")
+    """Undo what a trial step adds to the trainer's state, token count, metrics and logs."""
+    state, tokens = copy.copy(trainer.state), trainer._total_train_tokens
     try:
         yield
     finally:
-        trainer.state = state
-        if tokens is not None:
-            trainer._total_train_tokens = tokens
+        trainer.state, trainer._total_train_tokens = state, tokens
         trainer._metrics["train"].clear()
-        logs = vars(trainer).get("_logs", {"rewards": {}})
-        for log in (*logs.values(), *logs["rewards"].values()):
+        for log in vars(trainer).get("_logs", {}).values():  # GRPOTrainer alone keeps what was generated
             log.clear()
 
 
@@ -149,21 +148,21 @@ def generation_model(trainer: Trainer) -> Iterator[PreTrainedModel]:
 
 @contextlib.contextmanager
 def reference_adapter(model: PreTrainedModel) -> Iterator[None]:
-    """A PEFT model as it was before training: the adapter switched off, or TRL's copy of one it began with."""
+    """A PEFT model as it was before training: with its new adapter off, or with TRL's copy of the one it came with."""
     with use_adapter(model, "ref" if "ref" in model.peft_config else None):
         yield
 
 
 def answer_log_probs(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows,) summed log-probabilities of the labelled tokens, and how many there are, without the full logits.
+    """(rows,) summed log-probabilities of the labelled tokens, and (rows,) their number, without the full logits.
 
-    TRL's trainers patch their model's forward with a fused head that gives both.
+    Of a trainer's model alone: TRL's trainers patch its forward with a fused head that gives both.
     """
     output = model(**batch, fused_lm_head=True)
     return output.log_probs.float().sum(-1), output.label_mask.sum(-1)
 
 
 def load_finished(trainer: Trainer, checkpoint: str, state: TrainerState) -> None:
-    """Put the trainer where it was at a checkpoint of the last step. Trainer.train would take one step more there."""
+    """Load weights and state of a checkpoint of the last step, from which Trainer.train would take one more."""
     trainer._load_from_checkpoint(checkpoint)
     trainer.state = state

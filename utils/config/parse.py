@@ -18,8 +18,8 @@ from utils.config.schema import check_value, field_types, members_of, raise_mist
 from utils.config.source import ROOT, Source, UserError, local_path
 
 if typing.TYPE_CHECKING:
+    from transformers import TrainingArguments
     from trl import ModelConfig
-    from trl.trainer.base_config import _BaseConfig as TrainingConfig
 
 MODEL_KEYS = {"torch_dtype": "dtype", "revision": "model_revision"}  # of model_init_kwargs -> their own keys
 MODEL_KEYS |= dict.fromkeys(("dtype", "attn_implementation", "trust_remote_code"))
@@ -41,7 +41,7 @@ class Config:
 
     recipe: RecipeConfig
     model: "ModelConfig"
-    training: "TrainingConfig"
+    training: "TrainingArguments"
     given: dict
     source: Source
     findings: Findings
