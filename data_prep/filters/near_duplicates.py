@@ -2,8 +2,8 @@
 
 Memory: 4 bytes a permutation and row (512 at 128), and some 60 a row while candidates are searched for.
 
-rensa's own index and deduplicator (RMinHashLSH, RMinHashDeduplicator) keep the first row and every candidate, without
-comparing whole signatures, and take signatures as Python objects, one a row; so only its hashing is used.
+Only rensa's hashing is used: its index and deduplicator (RMinHashLSH, RMinHashDeduplicator) take one Python object a
+row, not the arrays that worker processes send, and compare one text, not prompt and response each by itself.
 """
 
 from collections.abc import Iterator
