@@ -161,7 +161,7 @@ def check_config(source: Source, config: GenerateConfig) -> None:
 
 
 def write_rows(output: Output, rows: list[dict], config: GenerateConfig, journal: Journal, failed: list) -> dict:
-    """Writes the rows that have responses, in the order of the prompts. Returns what the manifest tells."""
+    """Writes the rows that have responses, in the order of the prompts. Returns counts for the manifest."""
     k, tools = config.num_responses, tool_column(config)
     counts = {"prompts": len(rows), "responses": 0, "failed_responses": len(failed), "failed_prompts": 0}
     counts |= {"truncated": 0, "prompt_tokens": 0, "completion_tokens": 0, "uncounted": 0, "all_alike": 0}

@@ -35,7 +35,7 @@ LONGEST = 4000  # characters of a turn on the page
 
 
 class Statistics:
-    """What one pass over the rows counts, and the rows that it draws."""
+    """The counts of one pass over the rows, and a random sample of them."""
 
     def __init__(self, rows: int, seed: int, tokenizer: Tokenizer | None):
         self.kept, self.rng, self.tokenizer = rows, random.Random(seed), tokenizer

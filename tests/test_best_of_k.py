@@ -294,6 +294,14 @@ def test_what_is_not_a_score(tmp_path, monkeypatch, given, code, text):
         assert len(read(tmp_path / "p.jsonl")) == 4
 
 
+def test_an_error_in_the_users_function_names_its_line(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def score(answer, **_):\n    return [float(gold['x']) for gold in answer]\n")
+    monkeypatch.chdir(tmp_path)
+    done = run(tmp_path, sums(2), score_funcs=["mine.score"], best_to="out.jsonl")
+    assert (done.returncode, "mine.score cannot score row 1: TypeError" in done.stderr) == (2, True), done.stderr
+    assert "at mine.py:2, in " in done.stderr
+
+
 def test_every_output_counts(tmp_path):
     """A missing one is made again, somebody else's is not replaced."""
     settings = {"best_to": "out.jsonl", "pairs_to": "pairs.jsonl"}

@@ -25,6 +25,7 @@ from data_prep.filters.texts import HASHES, OPERATOR, SEPARATOR, RowTexts, Words
 from utils.config import UserError
 
 IDENTIFIER = load_identifier(["en"])
+USER, ASSISTANT = ({"role": role, "content": role[0]} for role in ("user", "assistant"))
 
 
 def row(question, answer, **more):
@@ -91,6 +92,22 @@ def test_what_is_not_a_training_row_is_dropped(tmp_path, bad):
     assert kept == good(3)
     assert manifest["counts"] == {"in": 4, "out": 3, "invalid_row": 1}
     assert manifest["examples"]["invalid_row"][0]["row"] == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ({"messages": [USER, ASSISTANT, USER, ASSISTANT]}, (["u", "u"], [], ["a", "a"], "a", "")),
+        ({"prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT]}, (["u", "u"], ["a"], ["a"], "a", "")),
+        ({"prompt": "q", "chosen": "c", "rejected": "r"}, (["q"], [], ["c"], "c", "r")),
+        ({"chosen": [USER, ASSISTANT], "rejected": [USER, USER]}, (["u"], [], ["a"], "a", "u")),
+        ({"chosen": "Q: x A: yes", "rejected": "Q: x A: no"}, (["Q: x A:"], [], [" yes"], " yes", " no")),
+        ({"question": "q", "answer": 5}, (["q"], [], ["5"], "5", "")), ({"text": "t"}, ([], [], ["t"], "t", "")),
+    ],
+)  # fmt: skip
+def test_the_parts_of_a_row(row, parts):
+    found = RowTexts.of(row)
+    assert (found.questions, found.context, found.answers, found.response, found.rejected) == parts
 
 
 @pytest.mark.parametrize(

@@ -584,6 +584,8 @@ def test_rows_in_every_format_become_prompts():
         "answer": "a",
     }
     assert to_prompt_row({"prompt": "q", "completion": "a", "answer": "1"}) == {"prompt": "q", "answer": "1"}
+    assert to_prompt_row({"messages": [user, assistant, user]}) == {"prompt": [user], "answer": "a"}
+    assert to_prompt_row({"prompt": "q", "completion": "a", "messages": None, "text": None})["answer"] == "a"
 
 
 @pytest.mark.parametrize(

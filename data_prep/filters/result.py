@@ -1,4 +1,4 @@
-"""What a scan finds of each row, as arrays."""
+"""The findings of a scan, a row each, as arrays."""
 
 from collections import Counter
 from dataclasses import dataclass, field

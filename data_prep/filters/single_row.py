@@ -29,7 +29,7 @@ BOILERPLATE = re.compile(
     r"\W*(?:lorem ipsum|\[?insert .{0,40} here|click here to|please (?:enable|turn on) javascript|this page requires)",
     re.IGNORECASE,
 )
-# After these a sentence goes on.
+# No sentence ends with these.
 OPEN_ENDS = re.compile(
     r"(?:[,;:(\[{<\\]|[-–]|\b(?:a|an|the|of|and|or|to|is|are|was|were|in|on|at|for|with|from|by|that|which|because|if))$",
     re.IGNORECASE,

@@ -15,7 +15,7 @@ OPERATOR = r"(?<![^\s\d()])[-+*/=<>^%&|!]{1,2}(?![^\s\d().-])"
 ALONE = (
     r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # Thai, Japanese, Chinese: no spaces, so each is a word
 )
-JOINED = r"\u0900-\u0dff"  # Indic vowel signs, which are no letters by themselves
+JOINED = r"\u0900-\u0dff"  # Indic vowel signs, which are not letters by themselves
 HAS_OPERATOR = re.compile(r"[-+*/=<>^%&|!](?<=[\s\d()].)[-+*/=<>^%&|!]?(?![^\s\d().-])", re.DOTALL)  # the same, faster
 ASCII_WORDS = re.compile(rf"\w+|{OPERATOR}", re.ASCII)
 COMBINING_MARKS = re.compile(r"([\u0300-\u036f]{8})[\u0300-\u036f]+")

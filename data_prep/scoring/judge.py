@@ -14,7 +14,7 @@ from utils.data import message_text
 from utils.files import Ticker
 
 Places = list[tuple[int, int]]  # (row, response) each
-RUBRIC = "Is it right, does it answer what was asked, is it clear, and no longer than it needs to be?"
+RUBRIC = "Is it right, does it answer the question, is it clear, and no longer than it needs to be?"
 SCORE = """Judge a response to a question by this rubric:
 {rubric}
 
@@ -37,7 +37,7 @@ Response A:
 Response B:
 {b}
 
-Reason briefly; the order says nothing. Then end with a line of its own: Verdict: A, Verdict: B or Verdict: tie."""
+Reason briefly; the order means nothing. Then end with a line of its own: Verdict: A, Verdict: B or Verdict: tie."""
 VERDICTS = {
     "score": re.compile(r"score\W{0,9}(?:\\boxed\{)?(10|[1-9])\b(?![.,][0-9])", re.I),
     "pairs": re.compile(r"verdict\W{0,9}(?:response )?(a|b|tie)\b", re.I),
