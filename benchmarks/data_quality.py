@@ -1,11 +1,11 @@
-"""What data preparation is worth, on the tiny world: the same base, steps and batch on different rows.
+"""The effect of data preparation on the tiny world: the same base model, steps and batch size, on different rows.
 
     python benchmarks/data_quality.py
 
-Prints two tables and draws `quality_vs_quantity.png`, as data_prep/README.md shows them: single unfiltered answers
+Prints the two tables of data_prep/README.md and draws its `quality_vs_quantity.png`: single unfiltered answers
 against the best of K, filtered; and N clean rows against 10 N of which half are wrong, copied or off-format. 30 runs
-of SFT, two at a time on 2 cores; a run that is finished is not repeated. Steps of 32 rows, not of the recipe's 16:
-with those, the same rows in another order ended at 0.8 or at 0.5.
+of SFT, two at a time on 2 cores; a finished run is not repeated. Steps have 32 rows, not the recipe's 16: with 16,
+the same rows in another order ended at 0.8 or at 0.5.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def spoil(text: str, kind: str, rng: random.Random) -> str:
     """An answer made wrong, cut off, or off-format."""
     *steps, last = text.splitlines()
     number = int(last.removeprefix("The answer is ").removesuffix("."))
-    if kind == "wrong":  # the last sum, by a number as models miss it
+    if kind == "wrong":  # the last sum, by as much as models are wrong
         missed = max(0, number + rng.choice([-20, -10, -2, -1, 1, 2, 10, 20]))
         missed = missed if missed != number else number + 1
         return "\n".join([*steps[:-1], steps[-1].rpartition("=")[0] + f"= {missed}", f"The answer is {missed}."])
@@ -60,13 +60,13 @@ def spoil(text: str, kind: str, rng: random.Random) -> str:
 def noisy_rows(rows: list[dict], count: int) -> list[dict]:
     """`count` rows: half right, a sixth each wrong, off-format, or copies of a few."""
     rng, sixth = random.Random(count), count // 6
-    asked = [(r["messages"][:-1], r["messages"][-1]["content"]) for r in rows[:count]]
-    made = [row(prompt, text) for prompt, text in asked[: count - 3 * sixth]]
+    pairs = [(r["messages"][:-1], r["messages"][-1]["content"]) for r in rows[:count]]
+    made = [row(prompt, text) for prompt, text in pairs[: count - 3 * sixth]]
     copied = rng.sample(made, max(1, sixth // 20))
     made += [rng.choice(copied) for _ in range(sixth)]
-    made += [row(prompt, spoil(text, "wrong", rng)) for prompt, text in asked[count - 2 * sixth : count - sixth]]
+    made += [row(prompt, spoil(text, "wrong", rng)) for prompt, text in pairs[count - 2 * sixth : count - sixth]]
     kinds = ("cut", "bare", "unclosed", "refusal")
-    made += [row(prompt, spoil(text, rng.choice(kinds), rng)) for prompt, text in asked[count - sixth :]]
+    made += [row(prompt, spoil(text, rng.choice(kinds), rng)) for prompt, text in pairs[count - sixth :]]
     rng.shuffle(made)
     return made
 
@@ -81,7 +81,7 @@ def run(*words: str | Path) -> None:
 
 
 def prepare(folder: Path) -> dict[str, Path]:
-    """The files of rows to train on, by the name of their arm."""
+    """The files of rows to train on, by arm."""
     run("sft/train.py", "--config", "configs/sft_tiny.yaml")  # the teacher
     run("data_prep/generate.py", "--config", "configs/generate_tiny.yaml")
     run("data_prep/best_of_k.py", "--config", "configs/best_of_k_tiny.yaml")
@@ -121,7 +121,7 @@ def train(folder: Path, rows: Path, seed: int) -> None:
 
 
 def scores(folder: Path, rows: Path, seeds: list[int]) -> list[list[float]]:
-    """Of each seed, the score of each held-out prompt."""
+    """For each seed, the score of each held-out prompt."""
     files = [folder / f"{rows.stem}_{seed}" / "evaluation" / "after.json" for seed in seeds]
     return [[r["scores"]["exact_match"] for r in json.loads(path.read_text())["rows"]] for path in files]
 
@@ -131,21 +131,21 @@ def mean(values: list[float]) -> float:
 
 
 def table(found: dict[str, list[list[float]]], files: dict[str, Path], against: dict[str, str]) -> None:
-    """A line each; with the change from the arm that it is `against`, over prompts and over seeds."""
+    """A line for each arm, with the change from the arm that it is compared with, over prompts and over seeds."""
     print("\n| rows | in the file | exact match by seed | mean | against | change | p, prompts | p, seeds |")
     print("|---|---|---|---|---|---|---|---|")
     for name, by_seed in found.items():
         own = [mean(values) for values in by_seed]
-        told = "| | | |"
+        change_columns = "| | | |"
         if name in against:
             base = found[against[name]]
             pairs = zip(zip(*by_seed, strict=True), zip(*base, strict=True), strict=True)
             change = [mean(list(a)) - mean(list(b)) for a, b in pairs]
             over_prompts = 2 * norm.sf(abs(mean(change)) / sem(change))  # 400 of them: the normal test is as good as t
             over_seeds = ttest_rel(own, [mean(values) for values in base]).pvalue
-            told = f"{against[name]} | {mean(change):+.3f} | {over_prompts:.1g} | {over_seeds:.1g} |"
+            change_columns = f"{against[name]} | {mean(change):+.3f} | {over_prompts:.1g} | {over_seeds:.1g} |"
         seeds = " / ".join(f"{value:.3f}" for value in own)
-        print(f"| {name} | {len(read(files[name])):,} | {seeds} | {mean(own):.3f} | {told}")
+        print(f"| {name} | {len(read(files[name])):,} | {seeds} | {mean(own):.3f} | {change_columns}")
 
 
 def draw(found: dict[str, list[list[float]]], path: Path) -> None:

@@ -1,11 +1,11 @@
-"""How fast filter.py is, how much memory it takes, how that grows, and what it finds, on rows made on the spot.
+"""Speed, memory, scaling and accuracy of filter.py, on synthetic rows.
 
     python benchmarks/filter_speed.py --rows 10000 100000 1000000
 
 Rows of about 150 words from a vocabulary of 20,000 (Zipf's law); a tenth are planted near-copies (4 words of 150
-changed: an overlap of 3-word runs of 0.8 and more), and a twentieth share a third of their text with another row,
-which makes no copy. filter.py runs as a user runs it; its memory is that of all its processes together. On the first
-size datasketch finds the copies too, in the same run, one process each.
+changed: an overlap of 3-grams of 0.8 and more), and a twentieth share a third of their text with another row, which
+does not make them copies. filter.py runs as a user runs it; its memory is that of all its processes together. At the
+first size datasketch finds the copies too, in one process each.
 """
 
 import argparse
@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT))
 
 from data_prep.filter import FilterConfig
 from data_prep.filters import near_duplicates
-from data_prep.filters import scan as looking
+from data_prep.filters.scan import chunks_of
+from data_prep.filters.scanner import Scanner
 from data_prep.filters.texts import Words, words_of
 
 WORDS, VOCABULARY, THRESHOLD = 150, 20_000, 0.7
@@ -35,8 +36,6 @@ SINGLE = {
     "personal_data": {"personal_data": True}, "contamination": {"contamination": True},
     "exact_duplicates": {"exact_duplicates": "both"}, "near_duplicates": {"near_duplicates": "both"},
 }  # fmt: skip
-
-
 OTHERS = {  # not in the default
     "truncated_endings": {"truncated_endings": True}, "languages": {"languages": ["en"]},
     "max_tokens": {"tokenizer": str(ROOT / "tiny/base"), "max_tokens": 9000}, "diversity": {"diversity": 1},
@@ -89,13 +88,13 @@ def run_filter(rows: Path, output: Path, heldout: Path) -> tuple[float, float]:
             peak = max(peak, sum(member.memory_full_info().pss for member in family))
         except psutil.Error:  # one has just ended
             pass
-        time.sleep(max(0.1, (time.perf_counter() - began) / 100))  # to look at gigabytes takes time itself
+        time.sleep(max(0.1, (time.perf_counter() - began) / 100))  # measuring gigabytes takes time itself
     if process.returncode:
         sys.exit(f"filter.py ended with {process.returncode}")
     return time.perf_counter() - began, peak / 1e9
 
 
-def found_copies(output: Path) -> set[int]:
+def dropped_copies(output: Path) -> set[int]:
     dropped = output.with_suffix(".dropped.jsonl").read_text().splitlines()
     rows = (json.loads(line) for line in dropped)
     return {row["_row"] - 1 for row in rows if row["_rule"] in ("near_duplicates", "exact_duplicates")}
@@ -111,18 +110,18 @@ def quality(found: set[int], copies: dict[int, int]) -> tuple[float, float]:
 
 
 def rates(rows: Path, heldout: Path) -> dict[str, float]:
-    """Rows a second of each rule alone on one core, reading aside; of diversity, the vectors without the picking."""
+    """Rows a second of each rule alone on one core, without reading; of diversity, only the vectors."""
     with rows.open("rb") as file:
-        chunks = list(looking.chunks_of(file))
+        chunks = list(chunks_of(file))
     count = sum(map(len, chunks))
 
     def seconds(rules: dict) -> float:
         rules = {key: [str(heldout)] if key == "contamination" else value for key, value in rules.items()}
-        looking.begin_work(FilterConfig("", "", **rules))
+        scanner = Scanner(FilterConfig("", "", **rules))
         began = time.perf_counter()
-        signed = [looking.look(chunk).signature for chunk in chunks]
+        signed = [scanner.scan(chunk).signature for chunk in chunks]
         if "near_duplicates" in rules:
-            list(near_duplicates.copies(np.concatenate(signed), THRESHOLD, 2, np.arange(count)))
+            list(near_duplicates.find_copies(np.concatenate(signed), THRESHOLD, 2, np.arange(count)))
         return time.perf_counter() - began
 
     seconds({})
@@ -140,7 +139,7 @@ def beside_datasketch(rows: Path, copies: dict[int, int]) -> None:
     texts = [words_of(" ".join(m["content"] for m in json.loads(line)["messages"])) for line in rows.open()]
     began = time.perf_counter()
     signed = near_duplicates.signatures(Words(texts), 3, 128)
-    found = {row for row, _ in near_duplicates.copies(signed, THRESHOLD, 1, np.arange(len(texts)))}
+    found = {row for row, _ in near_duplicates.find_copies(signed, THRESHOLD, 1, np.arange(len(texts)))}
     ours = time.perf_counter() - began
     recall, precision = quality(found, copies)
     print(f"  rensa and bands     1.00   recall {recall:.4f}  precision {precision:.4f}")
@@ -168,7 +167,7 @@ def main() -> None:
             rows, output = folder / "rows.jsonl", folder / "clean.jsonl"
             copies = make_rows(count, rows)
             seconds, memory = run_filter(rows, output, heldout)
-            recall, precision = quality(found_copies(output), copies)
+            recall, precision = quality(dropped_copies(output), copies)
             first = first or seconds / count
             print(
                 f"{count:>9,} rows  {count / seconds:>8,.0f} rows/s  seconds a row {seconds / count / first:.2f} of "
@@ -176,9 +175,9 @@ def main() -> None:
             )  # fmt: skip
             if count == options.rows[0]:
                 for name, rate in rates(rows, heldout).items():
-                    told = f"{rate:>14,.0f}" if rate < 1e6 else "over 1,000,000"
-                    print(f"  {name:<18} {told} rows/s, one core")
-                print("  near-duplicates, seconds by our way's, one core:")
+                    text = f"{rate:>14,.0f}" if rate < 1e6 else "over 1,000,000"
+                    print(f"  {name:<18} {text} rows/s, one core")
+                print("  near-duplicates, seconds in units of ours, one core:")
                 beside_datasketch(rows, copies)
 
 

@@ -1,10 +1,10 @@
-"""Of K responses to a prompt, those worth training on: for SFT, DPO and GRPO from one sampling.
+"""Selects the responses worth training on out of K to each prompt: for SFT, DPO and GRPO from one sampling.
 
     python data_prep/best_of_k.py --config configs/best_of_k_tiny.yaml
 
-Every response is scored by functions of utils/rewards.py, by reward models, or by an LLM judge. Written, as asked: the
-best of K (best_to), distinct right ones (correct_to), best against worst as pairs (pairs_to), prompts that the model
-solves sometimes (prompts_to). Held-out prompts are set apart before anything is chosen (heldout_to).
+Every response is scored by functions of utils/rewards, by reward models, or by an LLM judge. The config names what is
+written: the best of K (best_to), distinct right ones (correct_to), best against worst as pairs (pairs_to), prompts
+that the model solves sometimes (prompts_to). Held-out prompts are set apart before anything is selected (heldout_to).
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from pydantic import Field
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
-from data_prep.files.jsonl import Output, check_files, drop, publish, read_rows, stop_if_done, what_is_asked
-from data_prep.sampling.replies import WHOLE
-from data_prep.sampling.server import FREE
-from data_prep.scoring.judge import JudgeConfig
+from data_prep.files import Output, check_outputs, made_from, publish, read_rows, remove_outputs, stop_if_done
+from data_prep.sampling import COMPLETE, FREE
+from data_prep.scoring import JudgeConfig, score_all
 from utils.config import InputFile, OutputFile, Source, UserError, parse_fields, read_config, run_main
+from utils.data import is_held_out, messages_text, prompt_key
 from utils.files import say, show
 
 INCOMPLETE = 3  # the exit code when a judge left some responses without a score
-NOT_SCORED = "{:,} responses have no score, and were not chosen from"
+NOT_SCORED = "{:,} responses have no score and were left out"
 OUTPUTS = ("best_to", "correct_to", "pairs_to", "prompts_to", "heldout_to")
 
 
@@ -82,75 +82,67 @@ class BestOfKConfig(JudgeConfig):
 
 def main() -> None:
     source, began = read_config(__doc__, fields=BestOfKConfig), time.time()
-    settings = parse_fields(source, BestOfKConfig)
-    outputs = check_together(source, settings)
-    asked = what_is_asked(settings, [settings.dataset_name], (*FREE, "dtype"))
-    stop_if_done(outputs, asked, start_over=settings.start_over)
-    rows = list(read_rows(settings.dataset_name))
-    check_rows(rows, settings)
-    if settings.start_over:
-        drop(outputs)
-
-    from data_prep.scoring.scoring import score_all
-    from utils.data import is_held_out, prompt_key
-
-    scored, failed, journals = score_all(rows, settings)
+    config = parse_fields(source, BestOfKConfig)
+    outputs = check_config(source, config)
+    settings = made_from(config, [config.dataset_name], (*FREE, "dtype"))
+    stop_if_done(list(outputs.values()), settings, start_over=config.start_over)
+    rows = list(read_rows(config.dataset_name))
+    check_rows(rows, config)
+    if config.start_over:
+        remove_outputs(list(outputs.values()))
+    scored, failed, journals = score_all(rows, config)
     counts = {"prompts": len(rows), "responses": sum(map(len, scored))}
     counts |= {"not_scored": sum(r["score"] is None for responses in scored for r in responses), "heldout": 0}
     with contextlib.ExitStack() as stack:
-        files = {
-            name: stack.enter_context(Output(path, with_manifest=True))
-            for name in OUTPUTS
-            if (path := vars(settings)[name])
-        }
+        files = {key: stack.enter_context(Output(path, with_manifest=True)) for key, path in outputs.items()}
         for number, (row, responses) in enumerate(zip(rows, scored, strict=True)):
-            if is_held_out(prompt_key(row), settings.heldout_fraction):
+            if is_held_out(prompt_key(row), config.heldout_fraction):
                 counts["heldout"] += 1
-                made = {"heldout_to": heldout_rows(row, responses)}
+                selected = {"heldout_to": heldout_rows(row, responses)}
             else:
-                made = chosen(row, responses, settings, number)
-            for name in files.keys() & made.keys():
-                for kept in made[name]:
-                    files[name].write(kept)
-    counts |= {name: file.rows for name, file in files.items()} | summary(scored)
-    publish(list(files.values()), source, asked, {"counts": counts}, began, ["trl"], unfinished=bool(failed))
+                selected = select(row, responses, config, number)
+            for key in files.keys() & selected.keys():
+                for kept in selected[key]:
+                    files[key].write(kept)
+    others = counts | summary(scored)
+    counts = counts | {key: file.rows for key, file in files.items()} | summary(scored)
+    publish(list(files.values()), source, settings, {"counts": counts}, began, ["trl"], unfinished=bool(failed))
     for journal in journals:
         journal.unlink(missing_ok=True)
-    for name, file in files.items():
-        say("done" if file.rows else "WARNING", f"{show(file.path)}: {file.rows:,} rows ({name})")
-    say("", ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in counts.items() if name not in files))
+    for key, file in files.items():
+        say("done" if file.rows else "WARNING", f"{show(file.path)}: {file.rows:,} rows ({key})")
+    say("", ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in others.items()))
     if failed:
         say("FAILED", f"{len(failed):,} verdicts are missing ({failed[0]}): {NOT_SCORED.format(counts['not_scored'])}")
         sys.exit(INCOMPLETE)
     if counts["not_scored"]:
-        say("WARNING", f"{settings.score_funcs[0]} says None: {NOT_SCORED.format(counts['not_scored'])}")
+        say("WARNING", f"{config.score_funcs[0]} returned None: {NOT_SCORED.format(counts['not_scored'])}")
 
 
-def check_together(source: Source, settings: BestOfKConfig) -> list[str]:
-    """The outputs that are asked for. Raises UserError for what does not go together."""
-    outputs = [vars(settings)[name] for name in OUTPUTS if vars(settings)[name]]
-    if not settings.dataset_name or not settings.score_funcs:
-        raise UserError(
-            f"{source.path.name}: {'score_funcs' if settings.dataset_name else 'dataset_name'}: is missing"
-        )
+def check_config(source: Source, config: BestOfKConfig) -> dict[str, str]:
+    """The outputs by their keys. Raises UserError for settings that contradict each other."""
+    for key in ("dataset_name", "score_funcs"):
+        if not vars(config)[key]:
+            raise UserError(f"{source.path.name}: {key}: is missing")
+    outputs = {key: vars(config)[key] for key in OUTPUTS if vars(config)[key]}
     if not outputs:
         raise UserError(f"{source.path.name}: name what to write: {', '.join(OUTPUTS)}")
-    check_files([settings.dataset_name], {name: vars(settings)[name] for name in OUTPUTS})
-    if len(settings.score_weights or settings.score_funcs) != len(settings.score_funcs):
+    check_outputs([config.dataset_name], outputs)
+    if len(config.score_weights or config.score_funcs) != len(config.score_funcs):
         raise UserError("score_weights: write one number for each of score_funcs")
-    low, high = settings.pass_rate if len(settings.pass_rate) == 2 else (1.0, 0.0)
+    low, high = config.pass_rate if len(config.pass_rate) == 2 else (1.0, 0.0)
     if not 0 <= low <= high <= 1:
-        raise UserError("pass_rate: write the least and the greatest share, as pass_rate: [0.1, 0.9]")
-    if bool(settings.heldout_to) != bool(settings.heldout_fraction):
-        raise UserError("heldout_to: give it together with heldout_fraction, or neither")
-    if "judge" in settings.score_funcs and not (settings.base_urls and settings.judge_model):
+        raise UserError("pass_rate: write the least and the greatest share, for example pass_rate: [0.1, 0.9]")
+    if bool(config.heldout_to) != bool(config.heldout_fraction):
+        raise UserError("heldout_to: write it together with heldout_fraction, or neither")
+    if "judge" in config.score_funcs and not (config.base_urls and config.judge_model):
         raise UserError("score_funcs: a judge needs judge_model and base_urls")
     return outputs
 
 
-def check_rows(rows: list[dict], settings: BestOfKConfig) -> None:
-    """Raises UserError naming the row that is none of generate.py's."""
-    name = Path(settings.dataset_name).name
+def check_rows(rows: list[dict], config: BestOfKConfig) -> None:
+    """Raises UserError naming the row that generate.py did not write."""
+    name = Path(config.dataset_name).name
     if not rows:
         raise UserError(f"{name}: has no rows")
     for number, row in enumerate(rows, 1):
@@ -167,37 +159,40 @@ def is_message(part: object) -> bool:
     return isinstance(part, dict) and "role" in part and isinstance(part.get("content"), (str, type(None)))
 
 
-def chosen(row: dict, responses: list[dict], settings: BestOfKConfig, number: int) -> dict[str, list[dict]]:
-    """What a prompt gives to each output. `responses` have `score` and `right`, None where they are not known."""
-    base = {key: value for key, value in row.items() if key != "responses"}
+def select(row: dict, responses: list[dict], config: BestOfKConfig, number: int) -> dict[str, list[dict]]:
+    """The rows of a prompt for each output. `responses` have `score` and `right`, None where they are not known."""
+    base = without_responses(row)
     scored = [response for response in responses if response["score"] is not None]
-    whole = [response for response in scored if settings.keep_truncated or is_whole(response)]
-    draw = random.Random(f"{settings.seed} {number}")
-    ranked = sorted(whole, key=lambda r: (-r["score"], length(r), draw.random()))
-    found: dict[str, list[dict]] = {"best_to": [], "correct_to": [], "pairs_to": [], "prompts_to": []}
-    if ranked and (settings.least_score is None or ranked[0]["score"] >= settings.least_score):
-        found["best_to"] = [sft_row(base, ranked[0])]
-    found["correct_to"] = [sft_row(base, response) for response in distinct(ranked)][: settings.correct_per_prompt]
+    candidates = [response for response in scored if config.keep_truncated or is_complete(response)]
+    rng = random.Random(f"{config.seed} {number}")
+    ranked = sorted(candidates, key=lambda r: (-r["score"], length(r), rng.random()))
+    rows: dict[str, list[dict]] = {"best_to": [], "correct_to": [], "pairs_to": [], "prompts_to": []}
     if ranked:
-        worst = min(ranked, key=lambda r: (r["score"], draw.random()))
-        if round(ranked[0]["score"] - worst["score"], 6) >= settings.least_margin:
-            sides = {"chosen": ranked[0]["completion"], "rejected": worst["completion"]}
-            scores = {"score_chosen": ranked[0]["score"], "score_rejected": worst["score"]}
-            found["pairs_to"] = [base | sides | scores]
+        best, worst = ranked[0], min(ranked, key=lambda r: (r["score"], rng.random()))
+        if config.least_score is None or best["score"] >= config.least_score:
+            rows["best_to"] = [sft_row(base, best)]
+        rows["correct_to"] = [sft_row(base, response) for response in distinct(ranked)][: config.correct_per_prompt]
+        if round(best["score"] - worst["score"], 6) >= config.least_margin:
+            sides = {"chosen": best["completion"], "rejected": worst["completion"]}
+            rows["pairs_to"] = [base | sides | {"score_chosen": best["score"], "score_rejected": worst["score"]}]
     judged = [response for response in scored if response["right"] is not None]
     if judged:
-        rate = sum(response["right"] and is_whole(response) for response in judged) / len(judged)
-        low, high = settings.pass_rate
+        rate = sum(response["right"] and is_complete(response) for response in judged) / len(judged)
+        low, high = config.pass_rate
         if low <= rate <= high:
-            found["prompts_to"] = [base | {"pass_rate": round(rate, 4)}]
-    return found
+            rows["prompts_to"] = [base | {"pass_rate": round(rate, 4)}]
+    return rows
 
 
-def is_whole(response: dict) -> bool:
-    """Whether it ends with an answer: not cut off or filtered, not empty, no call that no tool answered."""
+def without_responses(row: dict) -> dict:
+    return {key: value for key, value in row.items() if key != "responses"}
+
+
+def is_complete(response: dict) -> bool:
+    """Whether it ends with an answer: not cut off or filtered, not empty, no call without a result."""
     last = response["completion"][-1]
-    said = (last.get("content") or "").strip() and last["role"] == "assistant" and not last.get("tool_calls")
-    return bool(said) and response.get("finish_reason") in WHOLE
+    answers = (last.get("content") or "").strip() and last["role"] == "assistant" and not last.get("tool_calls")
+    return bool(answers) and response.get("finish_reason") in COMPLETE
 
 
 def length(response: dict) -> int:
@@ -207,12 +202,12 @@ def length(response: dict) -> int:
 
 
 def distinct(ranked: list[dict]) -> Iterator[dict]:
-    """The right ones, of those that say the same the first."""
+    """The right ones; of those with the same words, the first."""
     seen = set()
     for response in ranked:
-        text = " ".join(str(message.get("content")) for message in response["completion"]).lower().split()
-        if response["right"] and tuple(text) not in seen:
-            seen.add(tuple(text))
+        words = tuple(messages_text(response["completion"]).lower().split())
+        if response["right"] and words not in seen:
+            seen.add(words)
             yield response
 
 
@@ -221,8 +216,8 @@ def sft_row(base: dict, response: dict) -> dict:
 
 
 def heldout_rows(row: dict, responses: list[dict]) -> list[dict]:
-    """With the gold answer where there is one: a model's own is no reference."""
-    base = {key: value for key, value in row.items() if key != "responses"}
+    """With the reference answer where there is one: a model's own is not a reference."""
+    base = without_responses(row)
     if row.get("answer"):
         return [base | {"completion": [{"role": "assistant", "content": str(row["answer"])}]}]
     ranked = sorted((r for r in responses if r["score"] is not None), key=lambda r: (-r["score"], length(r)))
@@ -230,16 +225,15 @@ def heldout_rows(row: dict, responses: list[dict]) -> list[dict]:
 
 
 def summary(scored: list[list[dict]]) -> dict:
-    """How much choosing gains: the mean score and share of right ones of all responses, and of the best of each K."""
-    known = [[r for r in responses if r["score"] is not None] for responses in scored]
-    known = [responses for responses in known if responses]
+    """The gain of selecting: mean score and share of right ones of all responses, and of the best of each K."""
+    known = [found for responses in scored if (found := [r for r in responses if r["score"] is not None])]
     every = [response for responses in known for response in responses]
     if not every:
         return {}
-    best = [max(responses, key=lambda r: r["score"]) for responses in known]
+    best = [max(r["score"] for r in responses) for responses in known]
     return {
         "mean_score": round(sum(r["score"] for r in every) / len(every), 4),
-        "mean_best_score": round(sum(r["score"] for r in best) / len(best), 4),
+        "mean_best_score": round(sum(best) / len(best), 4),
         "right": round(sum(bool(r["right"]) for r in every) / len(every), 4),
         "prompts_with_a_right_one": round(sum(any(r["right"] for r in rs) for rs in known) / len(known), 4),
     }

@@ -1,10 +1,10 @@
-"""Answers to prompts by a strong model, several to each: what best_of_k.py then chooses from.
+"""Samples several responses to each prompt from a strong model, for best_of_k.py to choose from.
 
-    python data_prep/generate.py --config configs/generate_tiny.yaml            # a model of this machine
-    python data_prep/generate.py --config configs/generate_qwen.yaml            # servers, as `base_urls` names them
+    python data_prep/generate.py --config configs/generate_tiny.yaml            # a local model
+    python data_prep/generate.py --config configs/generate_qwen.yaml            # the servers of `base_urls`
 
-Answers are kept as they come: killed and started again, it goes on where it was. Prompts that stay without an answer
-are listed beside the output, and the exit code is 3; the same command then asks for these alone.
+Responses are kept as they come: a run that was killed resumes where it was. Prompts that stay without a response are
+listed beside the output, and the exit code is 3; the same command then requests only these.
 """
 
 import json
@@ -19,14 +19,19 @@ from pydantic import Field
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
-from data_prep.files.journal import Journal
-from data_prep.files.jsonl import Output, check_files, drop, publish, stop_if_done, what_is_asked
-from data_prep.filters.texts import split_pair
-from data_prep.sampling.prompts import fingerprint, read_prompts
-from data_prep.sampling.replies import WHOLE
-from data_prep.sampling.requests import ask_local_model, ask_servers, load_tools
-from data_prep.sampling.server import FREE, ServerConfig
+from data_prep.files import (
+    Journal,
+    Output,
+    check_outputs,
+    made_from,
+    publish,
+    remove_outputs,
+    stop_if_done,
+    weights_digest,
+)
+from data_prep.sampling import COMPLETE, FREE, ServerConfig, load_tools, read_prompts, sample
 from utils.config import OutputFile, Source, UserError, local_path, missing_model, parse_fields, read_config, run_main
+from utils.data import fingerprint, split_prompt
 from utils.files import Ticker, say, show
 
 INCOMPLETE = 3  # the exit code when some prompts have no answer
@@ -82,182 +87,164 @@ class GenerateConfig(ServerConfig):
 
 
 def to_prompt_row(row: dict) -> dict:
-    """The function to edit for your own data: any row in, `prompt` (text or messages) and what scores answers out.
+    """The function to edit for your own data: any row in, `prompt` (text or messages) and the columns that score the
+    answers out.
 
-    A row of a whole dialogue asks what stands up to its last question; its last answer becomes the column `answer`.
+    The prompt of a whole dialogue ends with its last question; its last answer becomes the column `answer`.
     """
-    if "question" in row and "answer" in row:  # openai/gsm8k and its like
-        kept = {key: value for key, value in row.items() if key != "question"}
-        return {"prompt": [{"role": "user", "content": row["question"]}]} | kept
-    kept = {key: value for key, value in row.items() if key not in ("messages", "completion", "chosen", "rejected")}
-    if "messages" in row:
-        last = max(i for i, message in enumerate(row["messages"]) if message["role"] == "assistant")
-        prompt, reply = row["messages"][:last], row["messages"][last:]
-    else:
-        prompt, chosen, _ = split_pair(row)
-        reply = row.get("completion", chosen)
-    if reply is not None and "answer" not in row and "solution" not in row:
-        kept["answer"] = reply if isinstance(reply, str) else reply[-1].get("content") or ""
-    return kept | {"prompt": until_asked(prompt) if isinstance(prompt, list) else prompt}
-
-
-def until_asked(prompt: list[dict]) -> list[dict]:
-    """Without the tool calls, and what came of them, that stand after the last question: the model makes its own."""
-    last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
-    return prompt[: last + 1]
+    if "question" in row and "answer" in row:  # openai/gsm8k and the like
+        rest = {key: value for key, value in row.items() if key != "question"}
+        return {"prompt": [{"role": "user", "content": row["question"]}]} | rest
+    prompt, reference = split_prompt(row)
+    if isinstance(prompt, list):  # without the tool calls after the last question: the model makes its own
+        last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
+        prompt = prompt[: last + 1]
+    rest = {key: value for key, value in row.items() if key not in ("messages", "completion", "chosen", "rejected")}
+    if reference and "answer" not in row and "solution" not in row:
+        rest["answer"] = reference
+    return rest | {"prompt": prompt}
 
 
 def main() -> None:
     source, began = read_config(__doc__, fields=GenerateConfig), time.time()
-    settings = parse_fields(source, GenerateConfig)
-    check_together(source, settings)
-    rows = read_prompts(source, settings, to_prompt_row)
-    if settings.dry_run:
-        tell_cost(rows, settings)
+    config = parse_fields(source, GenerateConfig)
+    check_config(source, config)
+    rows = read_prompts(source, config, to_prompt_row)
+    if config.dry_run:
+        say_cost(rows, config)
         return
-    asked = what_is_asked(settings, [], (*FREE, "dry_run", "input_price", "output_price"))
-    asked |= {"prompts": fingerprint(rows)}
-    asked["config"]["model_name_or_path"] = source.values["model_name_or_path"]  # as written, wherever it lies
-    if not settings.base_urls:  # a server does not say
-        from data_prep.sampling.local import weights_digest
-
-        asked["weights"] = weights_digest(settings.model_name_or_path)
-    output = Path(settings.output_file)
-    stop_if_done([settings.output_file], asked, start_over=settings.start_over)
-    journal = Journal(output, asked, len(rows) * settings.num_responses, start_over=settings.start_over)
-    if settings.start_over:
-        drop([settings.output_file])
+    settings = made_from(config, [], (*FREE, "dry_run", "input_price", "output_price"))
+    settings |= {"prompts": fingerprint(rows, most=len(rows))}
+    settings["config"]["model_name_or_path"] = source.values["model_name_or_path"]  # as written, wherever it is
+    if not config.base_urls:  # a server does not tell
+        settings["weights"] = weights_digest(config.model_name_or_path)
+    stop_if_done([config.output_file], settings, start_over=config.start_over)
+    requests = len(rows) * config.num_responses
+    journal = Journal(config.output_file, settings, requests, start_over=config.start_over)
+    if config.start_over:
+        remove_outputs([config.output_file])
     done = int(journal.answered.sum())
-    say("generate", f"{len(rows):,} prompts x {settings.num_responses} responses; {done:,} are there already")
-    with Ticker("generate", len(journal.answered), done) as ticker:
-        ask = ask_servers if settings.base_urls else ask_local_model
-        failed = ask(rows, settings, source, journal, ticker)
-    made = Output(output, with_manifest=True)
-    counts = write_rows(made, rows, settings, journal, failed)
-    if made.rows:
-        library = "openai" if settings.base_urls else settings.backend
-        publish([made], source, asked, counts, began, [library], unfinished=bool(failed))
+    say("generate", f"{len(rows):,} prompts x {config.num_responses} responses; {done:,} already done")
+    with Ticker("generate", requests, done) as ticker:
+        failed = sample(rows, config, source, journal, ticker)
+    output = Output(config.output_file, with_manifest=True)
+    results = write_rows(output, rows, config, journal, failed)
+    if output.rows:
+        library = "openai" if config.base_urls else config.backend
+        publish([output], source, settings, results, began, [library], unfinished=bool(failed))
     else:
-        made.part.unlink()
+        output.part.unlink()
     journal.close(remove=not failed)
-    tell(made, counts)
+    say_results(output, results)
     if failed:
         sys.exit(INCOMPLETE)
 
 
-def check_together(source: Source, settings: GenerateConfig) -> None:
-    missing = [name for name in ("model_name_or_path", "dataset_name", "output_file") if not vars(settings)[name]]
+def check_config(source: Source, config: GenerateConfig) -> None:
+    missing = [name for name in ("model_name_or_path", "dataset_name", "output_file") if not vars(config)[name]]
     if missing:
         raise UserError(f"{source.path.name}: {missing[0]}: is missing")
-    if not settings.base_urls and (said := missing_model(source, settings.model_name_or_path)):
-        raise UserError(f"{source.where['model_name_or_path']}: model_name_or_path: {said}")
-    if not settings.base_urls and (folder := local_path(source, "model_name_or_path", settings.model_name_or_path)):
-        settings.model_name_or_path = str(folder)
-    path = local_path(source, "dataset_name", settings.dataset_name)
-    check_files([str(path)] if path else [], {"output_file": settings.output_file})
-    if settings.tools and settings.chat_template_kwargs.get("tools"):
+    if not config.base_urls:
+        if fault := missing_model(source, config.model_name_or_path):
+            raise UserError(f"{source.where['model_name_or_path']}: model_name_or_path: {fault}")
+        if folder := local_path(source, "model_name_or_path", config.model_name_or_path):
+            config.model_name_or_path = str(folder)
+    path = local_path(source, "dataset_name", config.dataset_name)
+    check_outputs([str(path)] if path else [], {"output_file": config.output_file})
+    if config.tools and config.chat_template_kwargs.get("tools"):
         raise UserError("chat_template_kwargs: tools have a key of their own. Write tools: [...]")
-    if settings.num_responses > 1 and settings.temperature == 0:
+    if config.num_responses > 1 and config.temperature == 0:
         raise UserError("temperature: 0 gives the same response every time. Write temperature: 1, or num_responses: 1")
 
 
-def write_rows(output: Output, rows: list[dict], settings: GenerateConfig, journal, failed: list) -> dict:
-    """The rows that have responses, in the order of the prompts; the others, with the reason, in OUTPUT.failed.jsonl.
-
-    Returns what the manifest says.
-    """
-    count, why = settings.num_responses, {}
-    for number, reason in failed:
-        why.setdefault(number // count, []).append(reason)
-    counts = {"prompts": len(rows), "responses": 0, "failed_responses": len(failed), "failed_prompts": len(why)}
+def write_rows(output: Output, rows: list[dict], config: GenerateConfig, journal: Journal, failed: list) -> dict:
+    """Writes the rows that have responses, in the order of the prompts. Returns counts for the manifest."""
+    k, tools = config.num_responses, tool_column(config)
+    counts = {"prompts": len(rows), "responses": 0, "failed_responses": len(failed), "failed_prompts": 0}
     counts |= {"truncated": 0, "prompt_tokens": 0, "completion_tokens": 0, "uncounted": 0, "all_alike": 0}
-    system = settings.system_prompt and not settings.keep_system_prompt
     with output as file:
         for i, row in enumerate(rows):
-            found = [journal.get(i * count + k) for k in range(count)]
-            responses = [{key: part for key, part in made.items() if key != "request"} for made in found if made]
-            for made in responses:
-                counts["truncated"] += made["finish_reason"] not in WHOLE
-                counts["uncounted"] += made["completion_tokens"] is None
-                counts["prompt_tokens"] += made["prompt_tokens"] or 0
-                counts["completion_tokens"] += made["completion_tokens"] or 0
+            found = filter(None, map(journal.get, range(i * k, (i + 1) * k)))
+            responses = [{key: value for key, value in r.items() if key != "request"} for r in found]
             counts["responses"] += len(responses)
-            counts["all_alike"] += len(responses) > 1 and all(
-                r["completion"] == responses[0]["completion"] for r in responses
-            )
-            shown = (
-                row | {"prompt": row["prompt"][1:]}
-                if system and row["prompt"][0]["content"] == settings.system_prompt
-                else row
-            )
+            counts["truncated"] += sum(r["finish_reason"] not in COMPLETE for r in responses)
+            counts["uncounted"] += sum(r["completion_tokens"] is None for r in responses)
+            for name in ("prompt_tokens", "completion_tokens"):
+                counts[name] += sum(r[name] or 0 for r in responses)
+            first = responses[0]["completion"] if responses else None
+            counts["all_alike"] += len(responses) > 1 and all(r["completion"] == first for r in responses)
             if responses:
-                file.write(shown | tool_column(settings) | {"responses": responses})
-    listed = output.path.with_suffix(".failed.jsonl")
-    with Output(listed) as file:
-        for i, reasons in sorted(why.items()):
-            file.write(
-                {
-                    "row": i + 1,
-                    "reasons": sorted(set(reasons)),
-                    "responses_missing": len(reasons),
-                    "prompt": rows[i]["prompt"],
-                }
-            )
-    if not why:
-        listed.unlink()
-    reasons = dict(Counter(reason for _, reason in failed).most_common(5))
-    if settings.input_price or settings.output_price:
-        counts["cost"] = cost(settings, counts["prompt_tokens"], counts["completion_tokens"])
-    return {"counts": counts, "why_failed": reasons}
+                file.write(row | {"prompt": kept_prompt(row["prompt"], config)} | tools | {"responses": responses})
+    counts["failed_prompts"] = write_failed(output.path.with_suffix(".failed.jsonl"), rows, failed, k)
+    if config.input_price or config.output_price:
+        counts["cost"] = cost(config, counts["prompt_tokens"], counts["completion_tokens"])
+    return {"counts": counts, "why_failed": dict(Counter(reason for _, reason in failed).most_common(5))}
 
 
-def tool_column(settings: GenerateConfig) -> dict:
-    """The column by which a chat template shows a row's tools while it is trained on."""
-    if not settings.tools:
+def kept_prompt(prompt: list[dict], config: GenerateConfig) -> list[dict]:
+    added = config.system_prompt and prompt[0]["content"] == config.system_prompt
+    return prompt[1:] if added and not config.keep_system_prompt else prompt
+
+
+def write_failed(path: Path, rows: list[dict], failed: list, k: int) -> int:
+    """Lists the prompts that lack responses, with the reasons. Returns how many there are."""
+    reasons: dict[int, list[str]] = {}
+    for number, reason in sorted(failed):
+        reasons.setdefault(number // k, []).append(reason)
+    path.unlink(missing_ok=True)
+    if reasons:
+        with Output(path) as file:
+            for i, found in reasons.items():
+                listed = {"row": i + 1, "reasons": sorted(set(found)), "responses_missing": len(found)}
+                file.write(listed | {"prompt": rows[i]["prompt"]})
+    return len(reasons)
+
+
+def tool_column(config: GenerateConfig) -> dict:
+    """The column by which a chat template shows the tools in training."""
+    if not config.tools:
         return {}
     from transformers.utils import get_json_schema
 
-    return {"tools": json.dumps([get_json_schema(tool) for tool in load_tools(settings.tools)])}
+    return {"tools": json.dumps([get_json_schema(tool) for tool in load_tools(config.tools)])}
 
 
-def cost(settings: GenerateConfig, prompt_tokens: int, completion_tokens: int) -> float:
-    return round((prompt_tokens * settings.input_price + completion_tokens * settings.output_price) / 1e6, 6)
+def cost(config: GenerateConfig, prompt_tokens: int, completion_tokens: int) -> float:
+    return round((prompt_tokens * config.input_price + completion_tokens * config.output_price) / 1e6, 6)
 
 
-def tell_cost(rows: list[dict], settings: GenerateConfig) -> None:
-    """What --dry_run says: requests, prompt tokens, response tokens at most, and what they cost."""
-    text = sum(
-        len("".join(str(m.get("content") or "") for m in row["prompt"]).encode(errors="replace")) for row in rows
-    )
-    count = settings.num_responses * len(rows)
-    tokens, most = settings.num_responses * text // 4, count * settings.max_new_tokens
-    say("dry run", f"{len(rows):,} prompts x {settings.num_responses} = {count:,} responses; nothing was asked")
+def say_cost(rows: list[dict], config: GenerateConfig) -> None:
+    """For --dry_run: requests, prompt tokens, response tokens at most, and their cost."""
+    texts = (message.get("content") or "" for row in rows for message in row["prompt"])
+    count = config.num_responses * len(rows)
+    tokens = config.num_responses * sum(len(text.encode(errors="replace")) for text in texts) // 4
+    most = count * config.max_new_tokens
+    say("dry run", f"{len(rows):,} prompts x {config.num_responses} = {count:,} responses; nothing was sent")
     say("", f"about {tokens:,} prompt tokens (4 bytes a token; templates and tools not counted)")
-    say("", f"at most {most:,} response tokens (max_new_tokens = {settings.max_new_tokens})")
-    if settings.input_price or settings.output_price:
-        say("", f"costs at most about {cost(settings, tokens, most):,.2f}, in the money of the prices")
+    say("", f"at most {most:,} response tokens (max_new_tokens = {config.max_new_tokens})")
+    if config.input_price or config.output_price:
+        say("", f"costs at most about {cost(config, tokens, most):,.2f}, in the currency of the prices")
 
 
-def tell(output: Output, found: dict) -> None:
-    counts = found["counts"]
+def say_results(output: Output, results: dict) -> None:
+    counts = results["counts"]
     text = f"{counts['responses']:,} responses to {output.rows:,} prompts, {counts['truncated']:,} cut off"
     text += f", {counts['completion_tokens']:,} tokens" + (f", cost {counts['cost']:,.2f}" if "cost" in counts else "")
     if counts["responses"]:
         say("done", f"{show(output.path)}: {text}")
     if counts["all_alike"] > output.rows / 2:
-        alike = f"{counts['all_alike']:,} of {output.rows:,} prompts"
         say(
             "WARNING",
-            f"all responses to {alike} are alike: there is nothing to choose from. Is the server sampling? "
-            "(transformers serve does so only where a generation "
-            "config says do_sample; see configs/generate_tiny_served.yaml.) Or raise the temperature",
+            f"{counts['all_alike']:,} of {output.rows:,} prompts got the same response every time: there is nothing "
+            "to choose from. Is the server sampling? (transformers serve samples only where a generation config has "
+            "do_sample; see configs/generate_tiny_served.yaml.) Or raise the temperature",
         )
     if counts["failed_prompts"]:
         say(
             "FAILED",
             f"{counts['failed_prompts']:,} prompts lack {counts['failed_responses']:,} responses, most often: "
-            f"{next(iter(found['why_failed']))}. See {show(output.path.with_suffix('.failed.jsonl'))}. "
-            "The same command asks for these again",
+            f"{next(iter(results['why_failed']))}. See {show(output.path.with_suffix('.failed.jsonl'))}. "
+            "The same command requests these again",
         )
 
 

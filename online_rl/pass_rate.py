@@ -17,8 +17,7 @@ from pydantic import Field
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
-from data_prep.files.journal import Journal
-from data_prep.files.jsonl import Output, publish, stop_if_done
+from data_prep.files import Journal, Output, publish, stop_if_done
 from online_rl.config import OnlineRLRecipe
 from online_rl.prompts import with_system_prompt
 from online_rl.train import FORMATS, to_training_row

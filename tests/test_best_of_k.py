@@ -1,4 +1,4 @@
-"""best_of_k.py: scored, chosen, paired, judged; one sampling for three methods."""
+"""best_of_k.py: scored, selected, paired, judged; one sampling for three methods."""
 
 import json
 import re
@@ -11,15 +11,15 @@ from conftest import ROOT, recipe
 from servers import Server, completion
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from data_prep.best_of_k import BestOfKConfig, chosen, distinct, length
-from data_prep.scoring.judge import FORMS, tally
+from data_prep.best_of_k import BestOfKConfig, distinct, length, select
+from data_prep.scoring.judge import VERDICTS, tally
 from utils.data import is_held_out, prompt_key
 from utils.model import read_template
 
 BASE = {"score_funcs": ["exact_match"]}
 
 
-def said(text, tokens=5, finish="stop", **more):
+def response(text, tokens=5, finish="stop", **more):
     message = {"role": "assistant", "content": text}
     return {"completion": [message], "finish_reason": finish, "prompt_tokens": 3, "completion_tokens": tokens} | more
 
@@ -34,8 +34,8 @@ def sums(count, right=2, wrong=2):
     return [
         row(
             n,
-            *(said(f"So {'so ' * k}it goes. The answer is {n + 1}.", 9 + k) for k in range(right)),
-            *(said(f"The answer is {n + 2 + k}.", 4) for k in range(wrong)),
+            *(response(f"So {'so ' * k}it goes. The answer is {n + 1}.", 9 + k) for k in range(right)),
+            *(response(f"The answer is {n + 2 + k}.", 4) for k in range(wrong)),
         )
         for n in range(count)
     ]
@@ -59,11 +59,11 @@ def read(path):
 
 
 def choose(responses, number=0, **settings):
-    return chosen(row(0, *responses), responses, BestOfKConfig(**settings), number)
+    return select(row(0, *responses), responses, BestOfKConfig(**settings), number)
 
 
 def scored(text, score, tokens=5, **more):
-    return said(text, tokens, **more) | {"score": score, "right": score is not None and score >= 1}
+    return response(text, tokens, **more) | {"score": score, "right": score is not None and score >= 1}
 
 
 def test_the_best_and_of_equals_the_shorter():
@@ -82,7 +82,7 @@ def test_ties_are_drawn_with_the_seed():
     assert drawn != other
 
 
-def test_what_was_cut_off_or_says_nothing_is_not_chosen():
+def test_what_was_cut_off_or_is_empty_is_not_selected():
     responses = [scored("cut", 1.0, 1, finish="length"), scored("", 1.0, 0), scored("whole", 0.5)]
     found = choose(responses)
     assert found["best_to"][0]["completion"][0]["content"] == "whole"
@@ -123,7 +123,7 @@ def test_a_response_without_a_score_is_left_out():
 
 
 def test_lengths_without_counted_tokens():
-    assert length(said("four", None)) == 4
+    assert length(response("four", None)) == 4
 
 
 def test_one_sampling_serves_three_methods(tmp_path):
@@ -165,7 +165,7 @@ def test_the_same_again_is_finished(tmp_path):
     done = run(tmp_path, sums(4), best_to="out.jsonl")
     assert (done.returncode, "nothing to do" in done.stdout) == (0, True)
     done = run(tmp_path, sums(5), best_to="out.jsonl")
-    assert (done.returncode, "was made otherwise" in done.stderr) == (2, True)
+    assert (done.returncode, "was made with other settings" in done.stderr) == (2, True)
     assert run(tmp_path, sums(5), "--start_over", best_to="out.jsonl").returncode == 0
     assert len(read(tmp_path / "out.jsonl")) == 5
 
@@ -232,7 +232,7 @@ def test_what_was_scored_is_not_scored_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "mode", "wanted"),
+    ("reply", "mode", "wanted"),
     [
         ("**Score:** **9**", "score", "9"), ("Score: 10", "score", "10"), ("**Score**: 7/10", "score", "7"),
         ("Score: \\boxed{8}", "score", "8"), ("Score: 7.5", "score", None), ("Score 3, no: Score: 4", "score", "4"),
@@ -240,8 +240,8 @@ def test_what_was_scored_is_not_scored_again(tmp_path):
         ("Verdict: about equal", "pairs", None),
     ],
 )  # fmt: skip
-def test_verdicts_are_read(said, mode, wanted):
-    found = FORMS[mode].findall(said)
+def test_verdicts_are_read(reply, mode, wanted):
+    found = VERDICTS[mode].findall(reply)
     assert (found[-1].lower() if found else None) == wanted
 
 
@@ -261,7 +261,7 @@ def test_a_margin_is_met_exactly():
     assert choose([scored("a", 0.7), scored("b", 0.2)], least_margin=0.5)["pairs_to"]
 
 
-def test_a_response_that_one_function_cannot_score_is_not_chosen(tmp_path, monkeypatch):
+def test_a_response_that_one_function_cannot_score_is_not_selected(tmp_path, monkeypatch):
     """A dotted path may name any callable."""
     (tmp_path / "mine.py").write_text(
         "import functools\n"
@@ -278,24 +278,32 @@ def test_a_response_that_one_function_cannot_score_is_not_chosen(tmp_path, monke
 @pytest.mark.parametrize(
     ("given", "code", "text"),
     [
-        ("float('nan')", 2, "gives nan to row 1, which is no score"),
-        ("'7'", 2, "gives '7' to row 1, which is no score"),
+        ("float('nan')", 2, "returns nan for row 1, which is not a score"),
+        ("'7'", 2, "returns '7' for row 1, which is not a score"),
         ("None if len(c[-1]['content']) < 20 else 1.0", 0, "8 responses have no score"),
     ],
 )
-def test_what_is_no_score(tmp_path, monkeypatch, given, code, text):
+def test_what_is_not_a_score(tmp_path, monkeypatch, given, code, text):
     (tmp_path / "mine.py").write_text(f"def score(completions, **_):\n    return [{given} for c in completions]\n")
     monkeypatch.chdir(tmp_path)
     done = run(
         tmp_path, sums(4), score_funcs=["mine.score"], best_to="out.jsonl", prompts_to="p.jsonl", pass_rate=[1, 1]
     )
     assert (done.returncode, text in done.stdout + done.stderr) == (code, True), done.stdout + done.stderr
-    if code == 0:  # what does not apply says nothing of the prompt
+    if code == 0:  # a score that does not apply is no evidence about the prompt
         assert len(read(tmp_path / "p.jsonl")) == 4
 
 
+def test_an_error_in_the_users_function_names_its_line(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def score(answer, **_):\n    return [float(gold['x']) for gold in answer]\n")
+    monkeypatch.chdir(tmp_path)
+    done = run(tmp_path, sums(2), score_funcs=["mine.score"], best_to="out.jsonl")
+    assert (done.returncode, "mine.score cannot score row 1: TypeError" in done.stderr) == (2, True), done.stderr
+    assert "at mine.py:2, in " in done.stderr
+
+
 def test_every_output_counts(tmp_path):
-    """One that is missing is made again, one of somebody else's is not replaced."""
+    """A missing one is made again, somebody else's is not replaced."""
     settings = {"best_to": "out.jsonl", "pairs_to": "pairs.jsonl"}
     assert run(tmp_path, sums(4), **settings).returncode == 0
     (tmp_path / "pairs.jsonl").unlink()
@@ -307,7 +315,7 @@ def test_every_output_counts(tmp_path):
 
 
 def judge_of(verdict):
-    """A judge that sees the numbers that were shown, first to last."""
+    """A judge that sees whether each shown answer is right, first to last."""
 
     def behave(body, tries):
         text = body["messages"][-1]["content"]
@@ -329,7 +337,7 @@ def test_a_judge_scores_by_a_rubric(tmp_path):
         assert "Is it right, and kind?" in server.bodies[0]["messages"][0]["content"]
         assert len(server.asked) == 20
         assert {r["score"] for r in read(tmp_path / "out.jsonl")} == {1.0}
-        # What was judged once serves other choices too, and another rubric does not take it.
+        # Verdicts serve other selections too, but not another rubric.
         done = run(tmp_path, sums(5), pairs_to="pairs.jsonl", score_funcs=["judge"], **settings)
         assert (done.returncode, len(server.asked), len(read(tmp_path / "pairs.jsonl"))) == (0, 20, 5), done.stderr
         nowhere = settings | {"base_urls": ["http://127.0.0.1:9/v1"]}  # and no server is needed
@@ -341,12 +349,12 @@ def test_a_judge_scores_by_a_rubric(tmp_path):
 
 
 def test_pairs_are_judged_in_both_orders(tmp_path):
-    """A judge that always prefers what it is shown first finds nothing; one that looks finds the right one."""
+    """A judge that always prefers the first response finds nothing; one that reads finds the right one."""
 
-    def looks(right):
+    def reads(right):
         return "Verdict: " + ("tie" if right[0] == right[1] else "A" if right[0] else "B")
 
-    for name, verdict, scores in (("first", lambda right: "Verdict: A", {0.5}), ("looks", looks, {1.0})):
+    for name, verdict, scores in (("first", lambda right: "Verdict: A", {0.5}), ("reads", reads, {1.0})):
         with Server(judge_of(verdict)) as server:
             settings = {"base_urls": [server.url], "judge_model": "m", "judge_mode": "pairs", "score_funcs": ["judge"]}
             settings |= {"judge_rubric": name}
@@ -366,7 +374,7 @@ def test_verdicts_are_counted():
     assert tally([(0, 0, 0)] * 2, ["10", None], [(0, 0), (0, 1)], "score") == [1.0, None]
 
 
-def test_a_judge_without_a_verdict_is_listed_and_asked_again(tmp_path):
+def test_a_judge_without_a_verdict_is_reported_and_asked_again(tmp_path):
     def vague(body, tries):
         return 200, completion("Hard to say." if "What is 2 " in str(body["messages"]) else "Score: 7")
 
@@ -376,7 +384,7 @@ def test_a_judge_without_a_verdict_is_listed_and_asked_again(tmp_path):
         assert done.returncode == 3
         assert "4 verdicts are missing" in done.stdout
         assert "4 responses have no score" in done.stdout
-        assert "ends in no verdict" in done.stdout
+        assert "has no verdict" in done.stdout
     assert len(read(tmp_path / "out.jsonl")) == 3
     with Server(lambda body, tries: (200, completion("Score: 7"))) as server:
         done = run(tmp_path, sums(4), base_urls=[server.url], **settings)
@@ -396,8 +404,8 @@ def test_a_judge_without_a_verdict_is_listed_and_asked_again(tmp_path):
         ({"pass_rate": [0.9, 0.1]}, "the least and the greatest share"),
         ({"heldout_to": "held.jsonl"}, "together with heldout_fraction"),
         ({"best_to": None}, "name what to write"),
-        ({"correct_to": "out.jsonl"}, "is best_to too. Name a file of its own"),
-        ({"pairs_to": "generated.jsonl"}, "is what is read too"),
+        ({"correct_to": "out.jsonl"}, "is also best_to. Name another file"),
+        ({"pairs_to": "generated.jsonl"}, "is also an input"),
         ({"best_to": "out.txt"}, "must end with .jsonl"),
         ({"bets_to": "x"}, "did you mean best_to?"),
         ({"dataset_name": "nowhere.jsonl"}, "there is no file"),
@@ -416,7 +424,7 @@ def test_a_users_mistake_is_one_message(tmp_path, settings, text):
     [
         ({"prompt": "text", "completion": "no"}, ":3: has no prompt and responses"),
         (row(1) | {"responses": [{"text": "x"}]}, ":3: a response has no completion"),
-        (row(1, said("x")) | {"answer": "no number"}, "exact_match cannot score row 3"),
+        (row(1, response("x")) | {"answer": "no number"}, "exact_match cannot score row 3"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, bad, text):

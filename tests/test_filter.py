@@ -15,15 +15,17 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import filter as filter_py
+from data_prep.filter import FilterConfig
+from data_prep.filters import scan
 from data_prep.filters import single_row as rules
-from data_prep.filters.near_duplicates import clusters, copies, rows_a_band, signatures
-from data_prep.filters.personal_data import personal_data
-from data_prep.filters.scan import load_identifier
-from data_prep.filters.texts import HASHES, MARK, OPERATOR, Words, parts_of, words_of
+from data_prep.filters.near_duplicates import band_size, clusters, find_copies, signatures
+from data_prep.filters.personal_data import find_personal_data
+from data_prep.filters.scanner import load_identifier
+from data_prep.filters.texts import HASHES, OPERATOR, SEPARATOR, RowTexts, Words, words_of
 from utils.config import UserError
 
 IDENTIFIER = load_identifier(["en"])
+USER, ASSISTANT = ({"role": role, "content": role[0]} for role in ("user", "assistant"))
 
 
 def row(question, answer, **more):
@@ -62,7 +64,7 @@ def filtered(folder, rows, *flags, **rules):
     return kept, json.loads((folder / "clean.manifest.json").read_text())
 
 
-def test_rows_of_every_form_are_kept_as_they_are(tmp_path):
+def test_rows_in_every_format_are_kept_as_they_are(tmp_path):
     turn = [{"role": "user", "content": "q ä"}]
     answer = [{"role": "assistant", "content": "a"}]
     rows = [
@@ -85,11 +87,27 @@ def test_rows_of_every_form_are_kept_as_they_are(tmp_path):
         {"messages": [{"content": "x"}]}, {"prompt": {"a": 1}, "completion": "x"}, {"prompt": "x", "completion": 3},
     ],
 )  # fmt: skip
-def test_what_is_no_training_row_is_dropped(tmp_path, bad):
+def test_what_is_not_a_training_row_is_dropped(tmp_path, bad):
     kept, manifest = filtered(tmp_path, [*good(3), bad], "--start_over")
     assert kept == good(3)
-    assert manifest["counts"] == {"in": 4, "out": 3, "bad_form": 1}
-    assert manifest["examples"]["bad_form"][0]["row"] == 4
+    assert manifest["counts"] == {"in": 4, "out": 3, "invalid_row": 1}
+    assert manifest["examples"]["invalid_row"][0]["row"] == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "parts"),
+    [
+        ({"messages": [USER, ASSISTANT, USER, ASSISTANT]}, (["u", "u"], [], ["a", "a"], "a", "")),
+        ({"prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT]}, (["u", "u"], ["a"], ["a"], "a", "")),
+        ({"prompt": "q", "chosen": "c", "rejected": "r"}, (["q"], [], ["c"], "c", "r")),
+        ({"chosen": [USER, ASSISTANT], "rejected": [USER, USER]}, (["u"], [], ["a"], "a", "u")),
+        ({"chosen": "Q: x A: yes", "rejected": "Q: x A: no"}, (["Q: x A:"], [], [" yes"], " yes", " no")),
+        ({"question": "q", "answer": 5}, (["q"], [], ["5"], "5", "")), ({"text": "t"}, ([], [], ["t"], "t", "")),
+    ],
+)  # fmt: skip
+def test_the_parts_of_a_row(row, parts):
+    found = RowTexts.of(row)
+    assert (found.questions, found.context, found.answers, found.response, found.rejected) == parts
 
 
 @pytest.mark.parametrize(
@@ -117,7 +135,7 @@ def test_refusals(text):
         "I cannot answer for others, but I like 42.", "No, 4 is not prime.", "Unfortunately, it rains.",
     ],
 )  # fmt: skip
-def test_honest_answers_are_no_refusals(text):
+def test_honest_answers_are_not_refusals(text):
     assert rules.refusal(text) is None
 
 
@@ -210,7 +228,7 @@ def test_repetition():
     ],
 )  # fmt: skip
 def test_personal_data(text, kind):
-    assert kind in personal_data(text)
+    assert kind in find_personal_data(text)
 
 
 @pytest.mark.parametrize(
@@ -225,22 +243,22 @@ def test_personal_data(text, kind):
         "1000 2000 3000 4000 5000\n4111 1111 1111 1111 1000", "W@x.T", "0.1.2.3 and 10.0.0.1",
     ],
 )  # fmt: skip
-def test_sums_are_no_personal_data(text):
-    assert personal_data(text) is None
+def test_sums_are_not_personal_data(text):
+    assert find_personal_data(text) is None
 
 
 def test_the_tiny_world_passes_every_rule():
     for name in ("sft_messages", "sft_tools", "dpo_honesty"):
         for line in (ROOT / f"tiny/data/{name}.jsonl").read_text().splitlines()[:500]:
             made = json.loads(line)
-            part = parts_of(made)
+            part = RowTexts.of(made)
             assert rules.broken_calls(made) is None, made
             for response in part.answers:
                 assert rules.refusal(response) is None, response
                 assert rules.broken_format(response) is None, response
             assert rules.truncated_ending(part.answers[-1]) is None, part.answers
             assert rules.repetition(part.response, part.response_words) is None, part.response
-            assert personal_data(part.everything()) is None, part.prompt
+            assert find_personal_data(part.everything()) is None, part.prompt
 
 
 @pytest.mark.parametrize(
@@ -317,8 +335,8 @@ def dialogue(system, question, answer, **more):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("rule", ["exact_duplicates", "near_duplicates"])
-def test_what_is_no_copy_stays(tmp_path, rows, rule):
-    """Shared documents, system prompts, prompts that are not there, other rejected answers, other operators."""
+def test_what_is_not_a_copy_stays(tmp_path, rows, rule):
+    """Shared documents, system prompts, missing prompts, other rejected answers, other operators."""
     kept, _ = filtered(tmp_path, rows, **{rule: "both"})
     assert kept == rows
     if "text" in rows[0]:  # rows without a prompt are no copies of one another's
@@ -331,7 +349,7 @@ def test_a_chain_keeps_its_ends():
     chain = [stream[6 * n : 6 * n + 60] for n in range(80)]
     assert jaccard(chain[0], chain[1]) > 0.7
     found = signatures(Words(chain), 3, 256)
-    dropped = dict(copies(found, 0.7, 1, np.arange(80)))
+    dropped = dict(find_copies(found, 0.7, 1, np.arange(80)))
     assert 20 < 80 - len(dropped) < 60
     assert all(kept not in dropped for kept in dropped.values())
     assert all(jaccard(chain[a], chain[b]) > 0.6 for a, b in dropped.items())
@@ -340,7 +358,7 @@ def test_a_chain_keeps_its_ends():
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize("permutations", [16, 64, 128, 1024])
 def test_rows_at_the_threshold_become_candidates(threshold, permutations):
-    rows = rows_a_band(threshold, permutations)
+    rows = band_size(threshold, permutations)
     assert rows == 1 or 1 - (1 - threshold**rows) ** (permutations // rows) >= 0.985
 
 
@@ -406,10 +424,10 @@ def test_words_are_those_of_the_pattern_however_they_are_found(text):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(*[st.lists(st.sampled_from("abcd"), max_size=5)] * 2), min_size=1, max_size=5))
 def test_texts_one_before_the_other(pairs):
-    whole = Words([a for a, _ in pairs]).before(Words([b for _, b in pairs]))
+    whole = Words([a for a, _ in pairs]).joined(Words([b for _, b in pairs]))
     for i, (a, b) in enumerate(pairs):
         own = whole.hashes[whole.starts[i] : whole.starts[i + 1]].tolist()
-        assert own == [*map(HASHES.__getitem__, a), int(MARK), *map(HASHES.__getitem__, b)]
+        assert own == [*map(HASHES.__getitem__, a), int(SEPARATOR), *map(HASHES.__getitem__, b)]
 
 
 def test_contamination(tmp_path):
@@ -475,7 +493,7 @@ def test_short_questions_are_found_within_others(tmp_path):
 
 
 def test_held_out_questions_that_share_runs_of_words(tmp_path):
-    """The verdict hangs neither on their order nor on what another question has too."""
+    """The verdict depends neither on their order nor on what another question shares."""
     words = [f"w{n}" for n in range(300)]
     long, within, more = words[:100], words[40:60], [*words[:60], "more"]
     asks = row(" ".join([*words[100:250], *within, *words[250:300]]), "a")
@@ -490,27 +508,26 @@ def test_held_out_questions_that_share_runs_of_words(tmp_path):
         assert len(kept) == 2 - dropped
 
 
-def test_a_held_out_file_that_asks_nothing_is_named(tmp_path):
-    """In a process of its own too, where a mistake must not hang."""
+def test_a_held_out_file_without_questions_is_named(tmp_path):
+    """In a worker process too, where a mistake must not hang."""
     pad = [row("pad", "long " * 900)] * 900
-    for text, said in (("", "held.jsonl has no rows"), ('{"a": 1}\n', "held.jsonl, row 1: none of its columns")):
+    for text, message in (("", "held.jsonl has no rows"), ('{"a": 1}\n', "held.jsonl, row 1: none of its columns")):
         (tmp_path / "held.jsonl").write_text(text)
         done = run(tmp_path, pad, workers=2, contamination=[str(tmp_path / "held.jsonl")])
-        assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+        assert (done.returncode, message in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
 
 
 def ends_itself(chunk):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_that_is_killed_is_told(monkeypatch):
-    monkeypatch.setattr(filter_py, "look", ends_itself)
-    settings = filter_py.FilterConfig("", "")
-    with pytest.raises(UserError, match="want of memory"):
-        list(filter_py.looked_at_by(2, settings, iter([[b"{}"]] * 5)))
+def test_a_process_that_is_killed_is_reported(monkeypatch):
+    monkeypatch.setattr(scan, "scan_chunk", ends_itself)
+    with pytest.raises(UserError, match="ran out of memory"):
+        list(scan.scan_in_parallel(2, FilterConfig("", ""), iter([[b"{}"]] * 5)))
 
 
-def test_every_answer_that_is_learnt_is_looked_at(tmp_path):
+def test_every_answer_that_is_trained_on_is_checked(tmp_path):
     first = row("one?", "I'm sorry, but I can't help with that.")["messages"]
     bad = [
         {"messages": [*first, *row("two?", "Two.")["messages"]]},
@@ -561,7 +578,7 @@ def test_diversity_keeps_what_differs(tmp_path):
     ]
     rows = [r for group in groups for r in group]
     kept, manifest = filtered(tmp_path, rows, diversity=3)
-    assert {parts_of(r).prompt.split()[0] for r in kept} == {"sea", "sky", "ice"}
+    assert {RowTexts.of(r).prompt.split()[0] for r in kept} == {"sea", "sky", "ice"}
     assert manifest["counts"]["diversity"] == 57
     again, _ = filtered(tmp_path, rows, "--start_over", diversity=3)
     assert again == kept
@@ -602,7 +619,7 @@ def test_what_is_dropped_can_be_written(tmp_path):
 
 
 def test_personal_data_is_not_shown_whatever_the_rule(tmp_path):
-    """And a text that stands in a reason neither."""
+    """Nor is a text within a reason."""
     rows = [*good(2), row("I am jane.roe@mail.org", "I cannot help."), row("q", "write to, jane.roe@mail.org,")]
     rows += [row("q", "It begins. " + "x " * 20 + "then go and write to jane.roe@mail.org")]
     flags = {"refusals": True, "truncated_endings": True, "personal_data": True}
@@ -617,7 +634,7 @@ def test_no_file_is_written_over(tmp_path):
     rows, outputs = [*good(2), row("q", "I cannot help.")], {"refusals": True}
     for name in ("rows.jsonl", "clean.jsonl"):
         done = run(tmp_path, rows, "--start_over", dropped_to=str(tmp_path / name), **outputs)
-        assert (done.returncode, "Name a file of its own" in done.stderr) == (2, True), done.stderr
+        assert (done.returncode, "Name another file" in done.stderr) == (2, True), done.stderr
     (tmp_path / "mine.jsonl").write_text("precious\n")
     done = run(tmp_path, rows, dropped_to=str(tmp_path / "mine.jsonl"), **outputs)
     assert (done.returncode, (tmp_path / "mine.jsonl").read_text()) == (2, "precious\n")
@@ -630,7 +647,7 @@ def test_no_file_is_written_over(tmp_path):
 def test_the_same_again_is_finished(tmp_path):
     filtered(tmp_path, good(5), refusals=True)
     assert "nothing to do" in run(tmp_path, good(5), refusals=True).stdout
-    again = {"dataset_name": str(tmp_path / "hf_ultrachat_long_name.jsonl")}  # it looks like a key, and is blotted out
+    again = {"dataset_name": str(tmp_path / "hf_ultrachat_long_name.jsonl")}  # it looks like a key, and is masked
     (tmp_path / "hf_ultrachat_long_name.jsonl").write_text((tmp_path / "rows.jsonl").read_text())
     for _ in range(2):
         done = run(tmp_path, good(5), output_file=str(tmp_path / "hf.jsonl"), **again)
@@ -642,14 +659,14 @@ def test_the_same_again_is_finished(tmp_path):
     filtered(tmp_path, good(5), "--start_over", **held)
     (tmp_path / "a" / "held.jsonl").write_text('{"prompt": "Which?"}\n')
     done = run(tmp_path, good(5), **held)
-    assert (done.returncode, "was made otherwise" in done.stderr) == (2, True)
+    assert (done.returncode, "was made with other settings" in done.stderr) == (2, True)
     filtered(tmp_path, good(5), "--start_over", refusals=True)
     done = run(tmp_path, good(5), refusals=False)
-    assert (done.returncode, "refusals: True was, False is asked" in done.stderr) == (2, True)
+    assert (done.returncode, "refusals: was True, is now False" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("not json\n", "rows.jsonl:4: is not JSON"),
         ("[1]\n", "rows.jsonl:4: is not a JSON object"),
@@ -658,28 +675,28 @@ def test_the_same_again_is_finished(tmp_path):
     ],
 )
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_bad_line_is_named(tmp_path, line, said, workers):
+def test_a_bad_line_is_named(tmp_path, line, message, workers):
     pad = [row("pad", "long " * 200)] * 3
     done = run(tmp_path, [*pad, line], workers=workers)
-    assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+    assert (done.returncode, message in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
     assert not (tmp_path / "clean.jsonl").exists()
 
 
 @pytest.mark.parametrize(
-    ("rules", "said"),
+    ("rules", "message"),
     [
         ({"refusal": True}, "did you mean refusals?"), ({"near_duplicates": "all"}, "not a choice"),
         ({"near_threshold": 7}, "out of range"), ({"languages": ["english"]}, "did you mean en?"),
         ({"dataset_name": "nowhere.jsonl"}, "there is no file"),
         ({"tokenizer": "nowhere", "max_tokens": 3}, "tokenizer: there is no"), ({"embeddings": "e"}, "no effect"),
-        ({"min_words": 10_000}, "no row is left of 3: min_length dropped 3, first row 1:"),
+        ({"min_words": 10_000}, "no row is left of 3: min_length dropped 3, the first in line 1:"),
         ({"refusals": "yes"}, "true or false"),
     ],
 )  # fmt: skip
-def test_a_users_mistake_is_one_message(tmp_path, rules, said):
+def test_a_users_mistake_is_one_message(tmp_path, rules, message):
     done = run(tmp_path, good(3), **rules)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert not (tmp_path / "clean.jsonl").exists()
 
 

@@ -24,8 +24,8 @@ from data_prep.generate import to_prompt_row
 from data_prep.sampling import server as server_py
 from data_prep.sampling.local import transformers_engine
 from data_prep.sampling.replies import Unreadable, message_of, read_answer
-from data_prep.sampling.requests import as_sent, seed_of
-from data_prep.sampling.server import ServerConfig, Servers, seconds_asked_for
+from data_prep.sampling.requests import seed_of, to_api_messages
+from data_prep.sampling.server import ServerConfig, Servers, read_retry_after
 from utils.model import read_template
 
 LOCAL = {
@@ -85,7 +85,7 @@ def test_a_local_model_answers(made_locally):
     assert manifest["counts"]["responses"] == 36
     made = {"rows": 12, "sha256": digest(made_locally / "made.jsonl")}
     assert manifest["outputs"] == {str(made_locally / "made.jsonl"): made}
-    assert manifest["asked"]["weights"]
+    assert manifest["settings"]["weights"]
     assert not (made_locally / "made.journal.jsonl").exists()
     assert not (made_locally / "made.failed.jsonl").exists()
 
@@ -96,7 +96,7 @@ def test_the_same_again_is_finished_and_another_is_refused(made_locally):
     assert (done.returncode, "nothing to do" in done.stdout) == (0, True)
     done = generate(made_locally, **LOCAL, temperature=0.5)
     assert done.returncode == 2
-    assert "temperature: 1.0 was, 0.5 is asked" in done.stderr
+    assert "temperature: was 1.0, is now 0.5" in done.stderr
     assert (made_locally / "made.jsonl").stat().st_mtime_ns == before
 
 
@@ -131,7 +131,7 @@ def test_a_killed_run_ends_as_one_left_alone(tmp_path, kills):
     assert digest(tmp_path / "a/made.jsonl") == digest(tmp_path / "whole.jsonl")
 
 
-def test_nothing_is_asked_twice_once_its_answer_was_written(tmp_path):
+def test_nothing_is_requested_twice_once_its_answer_was_written(tmp_path):
     journal, written = tmp_path / "made.journal.jsonl", []
     with Server(delay=0.02) as server:
         settings = SERVED | {"dataset_name": prompts(tmp_path, 120), "base_urls": [server.url], "concurrency": 3}
@@ -171,9 +171,9 @@ def test_ctrl_c_is_no_traceback(tmp_path):
         while not journal.exists() or journal.read_bytes().count(b"\n") < 10:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=30)[1]
-        assert (process.returncode, "Traceback" in said) == (130, False), said
-        assert "The same command goes on" in said
+        errors = process.communicate(timeout=30)[1]
+        assert (process.returncode, "Traceback" in errors) == (130, False), errors
+        assert "The same command" in errors
 
 
 def test_half_a_line_is_taken_away(tmp_path):
@@ -209,8 +209,8 @@ GARBAGE = [
 ]
 
 
-def test_bad_servers_are_asked_again_and_what_fails_is_listed(tmp_path):
-    """Each prompt meets one kind of bad answer, first for ever, then no more."""
+def test_bad_servers_are_retried_and_what_fails_is_listed(tmp_path):
+    """Each prompt gets one kind of bad answer, at first always, then never."""
 
     def behave(body, tries):
         return GARBAGE[int(body["messages"][-1]["content"].split()[1])]
@@ -268,14 +268,14 @@ def test_a_rate_limit_is_honoured(tmp_path):
         done = served(tmp_path, server, count=4, num_responses=1, concurrency=1)
     assert done.returncode == 0, done.stderr
     assert times[1] - times[0] >= 1.5
-    assert seconds_asked_for({"retry-after-ms": "250"}) == 0.25
-    assert 28 < seconds_asked_for({"retry-after": formatdate(time.time() + 30, usegmt=True)}) <= 30
-    assert seconds_asked_for({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    assert seconds_asked_for({"retry-after": "soon"}) is None
-    assert seconds_asked_for({"retry-after": "86400"}) == 600
+    assert read_retry_after({"retry-after-ms": "250"}) == 0.25
+    assert 28 < read_retry_after({"retry-after": formatdate(time.time() + 30, usegmt=True)}) <= 30
+    assert read_retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert read_retry_after({"retry-after": "soon"}) is None
+    assert read_retry_after({"retry-after": "86400"}) == 600
 
 
-def test_others_do_not_wait_for_a_question_that_a_server_chokes_on(tmp_path):
+def test_others_do_not_wait_for_a_request_that_a_server_cannot_handle(tmp_path):
     with Server(lambda body, tries: (500, {}) if "Question 0" in str(body) else plain(body, tries)) as server:
         done = served(tmp_path, server, count=20, num_responses=1, concurrency=2)
     assert done.returncode == 3, done.stdout + done.stderr
@@ -285,8 +285,8 @@ def test_others_do_not_wait_for_a_question_that_a_server_chokes_on(tmp_path):
     assert "most often: 500" in done.stdout
 
 
-def test_once_something_was_answered_403_refuses_a_question_alone(tmp_path):
-    """As providers do that moderate what they are asked; also when nothing else is left to ask."""
+def test_after_the_first_answer_403_refuses_only_a_request(tmp_path):
+    """As providers do that moderate prompts; also when no other request is left."""
 
     def behave(body, tries):
         return (403, {"error": "flagged"}) if "Question 5" in str(body["messages"]) else plain(body, tries)
@@ -299,7 +299,7 @@ def test_once_something_was_answered_403_refuses_a_question_alone(tmp_path):
     assert [row["row"] for row in read(tmp_path / "made.failed.jsonl")] == [6]
 
 
-def test_null_takes_a_field_away_that_a_server_refuses(tmp_path):
+def test_null_removes_a_field_that_a_server_refuses(tmp_path):
     extra = {"seed": None, "max_tokens": None, "max_completion_tokens": 9}
     with Server() as server:
         assert served(tmp_path, server, extra_body=extra).returncode == 0
@@ -316,11 +316,11 @@ def test_two_processes_do_not_write_one_output(tmp_path):
 
 
 def test_a_killed_run_that_starts_over_goes_on(tmp_path):
-    """Neither the older output nor one that was written just before the kill stands in its way."""
+    """Neither the older output nor one that was written just before the kill stops it."""
     with Server(lambda body, tries: (500, {}) if "Question 5" in str(body) else plain(body, tries)) as server:
         assert served(tmp_path, server, count=5).returncode == 0
         done = served(tmp_path, server, count=6, max_retries=0)
-        assert (done.returncode, "was made otherwise" in done.stderr) == (2, True)
+        assert (done.returncode, "was made with other settings" in done.stderr) == (2, True)
         done = served(tmp_path, server, count=6, max_retries=0, start_over=True)
         assert done.returncode == 3
     (tmp_path / "made.jsonl").unlink()  # as if killed while outputs are put in their places
@@ -343,7 +343,7 @@ def test_another_replica_answers_for_a_dead_one(tmp_path):
 
 
 def test_a_rate_limited_server_answers_everything(tmp_path):
-    """Four questions a second are let through, and whoever asks more is told to wait: few do, and none is lost."""
+    """Four requests a second are let through, and the others have to wait: they are few, and none is lost."""
     times = []
 
     def behave(body, tries):
@@ -359,7 +359,7 @@ def test_a_rate_limited_server_answers_everything(tmp_path):
         assert len(server.asked) < 120
 
 
-def test_a_silent_replica_holds_little_up(tmp_path):
+def test_a_silent_replica_delays_little(tmp_path):
     with Server(lambda body, tries: None) as silent, Server() as healthy:
         began = time.monotonic()
         done = served(tmp_path, silent, healthy, count=100, timeout=1.0, concurrency=4)
@@ -368,14 +368,14 @@ def test_a_silent_replica_holds_little_up(tmp_path):
         assert time.monotonic() - began < 25
 
 
-def test_questions_under_way_at_each_server(tmp_path):
+def test_requests_in_flight_at_each_server(tmp_path):
     with Server(delay=0.2) as slow, Server() as quick:
         assert served(tmp_path, slow, quick, count=60, num_responses=1, concurrency=4).returncode == 0
         assert (slow.most, quick.most <= 4) == (4, True)
 
 
 def test_refusals_do_not_end_a_run(tmp_path):
-    """One in four prompts is too long for the server; killed, it still asks for the rest."""
+    """One in four prompts is too long for the server; killed, it still requests the rest."""
 
     def behave(body, tries):
         number = int(body["messages"][-1]["content"].split()[1])
@@ -403,13 +403,13 @@ def test_a_dead_server_is_given_up(tmp_path):
     assert done.returncode == 3
     assert time.monotonic() - began < 60
     reasons = [reason for row in read(tmp_path / "made.failed.jsonl") for reason in row["reasons"]]
-    assert len([reason for reason in reasons if reason.startswith("not asked")]) > 380
+    assert len([reason for reason in reasons if reason.startswith("not sent")]) > 380
 
 
-def test_a_server_that_died_is_given_up_by_all_who_wait():
-    """Not each in its turn: a question waits for as many failures as it would itself be tried."""
+def test_a_server_that_died_is_given_up_by_all_that_wait():
+    """Not by each in turn: a request waits for as many failures as it would have tries itself."""
 
-    async def asked():
+    async def run():
         config = ServerConfig(base_urls=["http://127.0.0.1:9/v1"], max_retries=3, give_up_after=40, concurrency=16)
         return await Servers(config, "m").ask_all(
             range(200), lambda servers, n: servers.ask(n, {"messages": []}), print
@@ -419,9 +419,9 @@ def test_a_server_that_died_is_given_up_by_all_who_wait():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server_py, "PAUSE", 0.01)
         patch.setattr(server_py, "LONGEST_PAUSE", 0.1)
-        failed = asyncio.run(asked())
+        failed = asyncio.run(run())
     assert len(failed) == 200
-    assert sum("not asked" in why for _, why in failed) >= 120
+    assert sum("not sent" in why for _, why in failed) >= 120
     assert time.monotonic() - began < 15
 
 
@@ -432,11 +432,11 @@ def test_a_refused_key_or_name_stops_at_once(tmp_path, status):
         assert len(server.asked) <= 8
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert ("refuses the key" if status < 404 else "knows no m") in done.stderr
+    assert ("refuses the key" if status < 404 else "does not know m") in done.stderr
 
 
-def test_a_model_that_the_server_does_not_list_is_told(tmp_path):
-    """And asked all the same: some answer to names that they do not list. One that is not there is a 404."""
+def test_a_model_that_the_server_does_not_list_is_reported(tmp_path):
+    """And used all the same: some answer to names that they do not list. A missing one is a 404."""
     with Server(models=("big", "small")) as server:
         done = served(tmp_path, server)
     assert (done.returncode, "does not list m, but big, small" in done.stdout) == (0, True)
@@ -454,7 +454,7 @@ def test_the_key_is_taken_from_the_environment_alone(tmp_path, monkeypatch):
     assert (done.returncode, "unknown key" in done.stderr) == (2, True)
 
 
-def test_what_is_asked(tmp_path):
+def test_the_request_has_the_settings(tmp_path):
     body = {"top_k": 20, "chat_template_kwargs": {"enable_thinking": False}, "min_p": 0.1, "max_tokens": 9}
     with Server() as server:
         done = served(
@@ -490,34 +490,34 @@ def test_tools_are_called_between_the_turns(tmp_path):
     with Server(behave) as server:
         done = served(tmp_path, server, count=2, num_responses=1, tools=["calculator"])
         assert done.returncode == 0, done.stdout + done.stderr
-        assert server.bodies[-1]["messages"][1]["reasoning"] == "I need it."  # back under the name by which it came
+        assert server.bodies[-1]["messages"][1]["reasoning"] == "I need it."  # back in the field in which it came
         assert server.bodies[0]["tools"][0]["function"]["name"] == "calculator"
     for row in read(tmp_path / "made.jsonl"):
         assert json.loads(row["tools"])[0]["function"]["name"] == "calculator"
-        asked, told, answer = row["responses"][0]["completion"]
-        assert asked["tool_calls"][0]["function"] == {"name": "calculator", "arguments": {"expression": "2 + 3"}}
-        assert (told["role"], told["content"]) == ("tool", "5")
+        call, result, answer = row["responses"][0]["completion"]
+        assert call["tool_calls"][0]["function"] == {"name": "calculator", "arguments": {"expression": "2 + 3"}}
+        assert (result["role"], result["content"]) == ("tool", "5")
         assert answer["content"] == "The answer is 5."
         assert row["responses"][0]["completion_tokens"] == 10
 
 
-def test_responses_that_are_all_alike_are_said(tmp_path):
+def test_responses_that_are_all_alike_are_reported(tmp_path):
     with Server(lambda body, tries: (200, completion("the same"))) as server:
         done = served(tmp_path, server)
     assert done.returncode == 0
-    assert "all responses to 6 of 6 prompts are alike" in done.stdout
+    assert "6 of 6 prompts got the same response every time" in done.stdout
 
 
 def test_results_go_back_by_their_calls():
     calls = [{"id": name, "type": "function", "function": {"name": "f", "arguments": {"x": name}}} for name in "ab"]
     results = [{"role": "tool", "name": "f", "content": "1"}, {"role": "tool", "name": "f", "content": "2"}]
-    first, *told = as_sent([{"role": "assistant", "content": None, "tool_calls": calls}, *results])
-    assert [message["tool_call_id"] for message in told] == ["a", "b"]
+    first, *results = to_api_messages([{"role": "assistant", "content": None, "tool_calls": calls}, *results])
+    assert [message["tool_call_id"] for message in results] == ["a", "b"]
     assert (first["content"], first["tool_calls"][0]["function"]["arguments"]) == ("", '{"x": "a"}')
 
 
-def test_a_whole_tool_dialogue_asks_up_to_its_last_question(tmp_path):
-    """Earlier calls go to the server as its API takes them; the calls after the last question are the model's own."""
+def test_the_prompt_of_a_tool_dialogue_ends_with_its_last_question(tmp_path):
+    """Earlier calls are sent as the API takes them; those after the last question are left to the model."""
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
     user, calls = {"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}
     turns = [user, calls, {"role": "tool", "name": "f", "content": "7"}, {"role": "assistant", "content": "Seven."}]
@@ -530,9 +530,9 @@ def test_a_whole_tool_dialogue_asks_up_to_its_last_question(tmp_path):
     with Server() as server:
         done = served(tmp_path, server, dataset_name=str(tmp_path / "rows.jsonl"))
         assert done.returncode == 0, done.stderr
-        _, sent, told, *_ = server.bodies[0]["messages"]
+        _, sent, result, *_ = server.bodies[0]["messages"]
     assert sent["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"x": 1}'}
-    assert told["tool_call_id"] == sent["tool_calls"][0]["id"]
+    assert result["tool_call_id"] == sent["tool_calls"][0]["id"]
     assert read(tmp_path / "made.jsonl")[0]["prompt"] == [*turns, user]
 
 
@@ -558,7 +558,7 @@ def test_answers_are_read_or_refused():
     body = completion("x", reasoning="why") | {"usage": None}
     assert read_answer(json.dumps(body))["reasoning"] == "why"
     assert read_answer(json.dumps(body))["completion_tokens"] is None
-    assert read_answer(json.dumps(completion("")))["content"] == ""  # a model may say nothing
+    assert read_answer(json.dumps(completion("")))["content"] == ""  # an empty answer is an answer
     assert read_answer(json.dumps(completion(None, refusal="I will not.")))["content"] == "I will not."
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "4"}]
     found = read_answer(json.dumps(completion(parts) | {"usage": [1]}))
@@ -568,14 +568,14 @@ def test_answers_are_read_or_refused():
         body["choices"][0]["finish_reason"] = given
         assert read_answer(json.dumps(body))["finish_reason"] == wanted
         body["choices"][0]["message"]["content"] = None
-        if wanted != "stop":  # it said nothing before it was cut off: no garbage, but no whole answer either
+        if wanted != "stop":  # cut off before its first word: not garbage, but not a whole answer either
             assert read_answer(json.dumps(body))["content"] == ""
     for text in ("", "null", "[]", '{"choices": [{}]}', json.dumps(completion(None)), "[" * 100_000):
         with pytest.raises(Unreadable):
             read_answer(text)
 
 
-def test_rows_of_every_form_become_prompts():
+def test_rows_in_every_format_become_prompts():
     user, assistant = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
     assert to_prompt_row({"question": "q", "answer": "#### 1"}) == {"prompt": [user], "answer": "#### 1"}
     assert to_prompt_row({"messages": [user, assistant], "id": 3}) == {"prompt": [user], "answer": "a", "id": 3}
@@ -584,10 +584,12 @@ def test_rows_of_every_form_become_prompts():
         "answer": "a",
     }
     assert to_prompt_row({"prompt": "q", "completion": "a", "answer": "1"}) == {"prompt": "q", "answer": "1"}
+    assert to_prompt_row({"messages": [user, assistant, user]}) == {"prompt": [user], "answer": "a"}
+    assert to_prompt_row({"prompt": "q", "completion": "a", "messages": None, "text": None})["answer"] == "a"
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"num_respones": 3}, "did you mean num_responses?"),
         ({"num_responses": 0}, "out of range"),
@@ -600,20 +602,20 @@ def test_rows_of_every_form_become_prompts():
         ({"output_file": None}, "has no value"),
         ({"output_file": "/dev/null/x.jsonl"}, "cannot be written"),
         ({"output_file": "made.txt"}, "must end with .jsonl"),
-        ({"output_file": "tiny/data/grpo.jsonl"}, "is what is read too"),
-        ({"base_urls": ["localhost:8000/v1"]}, "is no address. Write it as http://"),
-        ({"base_urls": ["http://[::1/v1"]}, "is no address"),
+        ({"output_file": "tiny/data/grpo.jsonl"}, "is also an input"),
+        ({"base_urls": ["localhost:8000/v1"]}, "is not an address; for example http://"),
+        ({"base_urls": ["http://[::1/v1"]}, "is not an address"),
     ],
 )
-def test_a_users_mistake_is_one_message(tmp_path, settings, said):
+def test_a_users_mistake_is_one_message(tmp_path, settings, message):
     done = generate(tmp_path, **(LOCAL | settings))
     assert done.returncode == 2, done.stdout + done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ('{"prompt": ""}', "does not end with a question"),
         ('{"text": "no question"}', "row 2: its prompt is None"),
@@ -624,11 +626,11 @@ def test_a_users_mistake_is_one_message(tmp_path, settings, said):
         ('{"messages": [{"role": "user", "content": "x"}]}', "row 2: to_prompt_row cannot read it"),
     ],
 )
-def test_a_bad_prompt_is_named(tmp_path, row, said):
+def test_a_bad_prompt_is_named(tmp_path, row, message):
     (tmp_path / "prompts.jsonl").write_text(f'{{"prompt": "fine"}}\n{row}\n')
     done = generate(tmp_path, **SERVED, base_urls=["http://127.0.0.1:9/v1"], dataset_name=f"{tmp_path}/prompts.jsonl")
     assert done.returncode == 2, done.stdout
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -641,7 +643,7 @@ def test_prompts_without_room_are_listed(tmp_path):
     assert len(read(tmp_path / "made.jsonl")) == 1
 
 
-def test_a_dry_run_asks_nothing(tmp_path):
+def test_a_dry_run_sends_nothing(tmp_path):
     with Server() as server:
         prices = {"input_price": 1.0, "output_price": 2.0, "max_new_tokens": 1000, "dry_run": True}
         done = served(tmp_path, server, count=10, **prices)
@@ -662,7 +664,7 @@ def test_the_cost_is_counted(tmp_path):
 
 @pytest.mark.slow  # on a CPU it is slow itself
 def test_continuous_batching_gives_what_batches_give():
-    """Greedy, the two engines say the same."""
+    """Greedy, the two engines give the same tokens."""
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny/base")
     model = AutoModelForCausalLM.from_pretrained(ROOT / "tiny/base").eval()
     settings = SimpleNamespace(temperature=0, top_p=1.0, top_k=None, max_new_tokens=12, batch_size=4)
@@ -719,7 +721,7 @@ def test_what_a_real_server_samples_goes_through_the_rest(transformers_server, t
     settings = LOCAL | transformers_server | {"extra_body": {"generation_config": sampled}}
     done = generate(tmp_path, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "alike" not in done.stdout
+    assert "same response every time" not in done.stdout
     rows = read(tmp_path / "made.jsonl")
     assert all(len(row["responses"]) == 3 for row in rows)
     words = [sys.executable, "data_prep/best_of_k.py", "--config", "configs/best_of_k_tiny.yaml", "--dataset_name"]

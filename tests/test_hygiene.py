@@ -18,9 +18,16 @@ for method in METHODS:
 
 
 def imports_of(path):
-    """The modules of this repository that a file imports, wherever in it, as dotted names."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    """The modules of this repository that a file imports, wherever in it, as dotted names; not those that it imports
+    for its types alone."""
+    found, tree = set(), ast.parse(path.read_text())
+    for_types = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    ]
+    skipped = {child for node in for_types for child in ast.walk(node)}
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):

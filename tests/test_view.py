@@ -1,4 +1,4 @@
-"""view.py: what the page shows of every form of rows, and what it does with hostile ones."""
+"""view.py: what the page shows of rows in every format, and what it does with hostile ones."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from test_report import browse, needs_chromium
 
-from data_prep.view import Seen, histogram, quantiles
+from data_prep.view import Statistics, histogram, quantiles
 
 ATTACK = "<script>document.title = 'owned'</script></details></pre><img src=x onerror=\"document.title = 'owned'\">"
 
@@ -36,18 +36,18 @@ ROWS = [
 ]
 
 
-def test_rows_of_every_form_are_shown(tmp_path):
+def test_rows_in_every_format_are_shown(tmp_path):
     done, page = view(tmp_path, ROWS)
     assert done.returncode == 0, done.stderr
     for text in ("Four it is.", "secret sum", "This one.", "Chosen words", "Rejected words", "#### 5", "Plain text"):
         assert text in page, text
-    for text in ("First try", "neither", "0.25", "1 are no training rows", "1 ask what another asked"):
+    for text in ("First try", "neither", "0.25", "1 are not training rows", "1 have the prompt of another"):
         assert text in page + done.stdout, text
     assert "<details><summary>reasoning</summary><pre>secret sum</pre>" in page
 
 
 def test_hostile_text_is_shown_not_run(tmp_path):
-    manifest = {"made_by": [ATTACK], "asked": {}, "versions": {}, "counts": {ATTACK: 1}, "examples": {}}
+    manifest = {"made_by": [ATTACK], "settings": {}, "versions": {}, "counts": {ATTACK: 1}, "examples": {}}
     manifest["examples"] = {"rule": [{"row": 1, "why": ATTACK, "text": ATTACK}]}
     (tmp_path / "rows.manifest.json").write_text(json.dumps(manifest))
     done, page = view(tmp_path, [{"messages": turn(ATTACK, "user") + turn(ATTACK), ATTACK: ATTACK}] * 3)
@@ -74,7 +74,12 @@ def test_nothing_is_wider_than_the_screen(tmp_path, width):
 
 
 def test_what_rules_dropped_is_shown(tmp_path):
-    manifest = {"made_by": ["filter.py"], "asked": {"config": {}}, "versions": {}, "counts": {"in": 9, "refusals": 2}}
+    manifest = {
+        "made_by": ["filter.py"],
+        "settings": {"config": {}},
+        "versions": {},
+        "counts": {"in": 9, "refusals": 2},
+    }
     manifest["examples"] = {"refusals": [{"row": 4, "why": "begins with 'I cannot'", "text": "I cannot help"}]}
     (tmp_path / "rows.manifest.json").write_text(json.dumps(manifest))
     _, page = view(tmp_path, ROWS)
@@ -82,20 +87,20 @@ def test_what_rules_dropped_is_shown(tmp_path):
         assert text in page, text
 
 
-def test_the_sample_hangs_on_the_seed(tmp_path):
+def test_the_sample_depends_on_the_seed(tmp_path):
     rows = [{"text": f"number {n} of them"} for n in range(300)]
     pages = [view(tmp_path, rows, "--rows", 5, "--seed", seed)[1] for seed in (0, 0, 1)]
     assert pages[0] == pages[1] != pages[2]
     assert pages[0].count("<article>") == 5
 
 
-def test_every_row_is_as_likely_to_be_shown():
+def test_every_row_is_equally_likely_to_be_shown():
     drawn = []
     for seed in range(400):
-        seen = Seen(2, seed, None)
+        data = Statistics(2, seed, None)
         for n in range(20):
-            seen.add({"text": str(n)})
-        drawn += [number for number, _ in seen.sample]
+            data.add({"text": str(n)})
+        drawn += [number for number, _ in data.sample]
     assert 20 <= min(drawn.count(n) for n in range(1, 21)) <= max(drawn.count(n) for n in range(1, 21)) <= 65
 
 
@@ -108,21 +113,21 @@ def test_lengths_in_tokens(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ([{"text": "x"}, "{\n"], "rows.jsonl:2: is not JSON"),
         ([], "has no training rows"),
         ([{"a": 1}], "has no training rows"),
     ],
 )
-def test_what_cannot_be_shown_is_told(tmp_path, rows, said):
+def test_what_cannot_be_shown_is_reported(tmp_path, rows, message):
     done, _ = view(tmp_path, rows)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-    assert said in done.stderr
+    assert message in done.stderr
 
 
 def test_odd_rows_are_shown_as_they_are(tmp_path):
-    """And another program's manifest, a folder that is not there, and half a surrogate are no obstacle."""
+    """And another program's manifest, a missing folder, and half a surrogate are no obstacle."""
     (tmp_path / "rows.manifest.json").write_text('{"of": "another program"}')
     odd = [
         {"prompt": turn("q", "user"), "responses": ["one", "two"]}, {"responses": [5]}, {"responses": 7},

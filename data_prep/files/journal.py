@@ -1,4 +1,4 @@
-"""Answers kept as they come, so that a killed run goes on where it was and asks for nothing twice."""
+"""Results kept as they come, so that a killed run resumes where it was and requests nothing twice."""
 
 import fcntl
 import json
@@ -13,21 +13,21 @@ from utils.files import show
 
 
 class Journal:
-    """A file beside the output: what is asked, then one line for each lot of answers.
+    """A file beside the output: a line of settings, then one line for each batch of results.
 
-    A lot is written with one call and counts if its line is whole. In memory, a request costs 12 bytes. While it is
-    open, no second process may write it.
+    A batch is written with one call and counts if its line is whole. In memory, a request costs 12 bytes. While it is
+    open, no second process can write it.
 
     Attributes:
-        answered: for each request by number, whether its answer is there.
+        answered: (requests,) whether each has its result.
     """
 
-    def __init__(self, output: str | Path, asked: dict, requests: int, *, start_over: bool):
-        """Opens the journal of an output, or begins it. Raises UserError if it holds answers to other questions."""
+    def __init__(self, output: str | Path, settings: dict, requests: int, *, start_over: bool):
+        """Opens or creates the journal of an output. Raises UserError if it holds the results of other settings."""
         self.path = Path(output).with_suffix(".journal.jsonl")
         self.places = np.full(requests, -1, dtype=np.int64)  # where the line of a request begins
-        self.ranks = np.zeros(requests, dtype=np.int32)  # and which of its answers it is
-        self.last: tuple[int, list[dict]] = (-1, [])  # the lot read last, and where it begins
+        self.ranks = np.zeros(requests, dtype=np.int32)  # and which of its results it is
+        self.last: tuple[int, list[dict]] = (-1, [])  # where the batch that was read last begins, and its results
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("a+b")
@@ -36,53 +36,55 @@ class Journal:
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{show(self.path)} is being written by another process. Wait for it, or end it") from None
+            raise UserError(
+                f"{show(self.path)} is being written by another process. Wait for it, or stop it"
+            ) from None
         except OSError:  # a file system without locks
             pass
         if start_over:
             self.file.truncate(0)
-        end = self.read(asked)
+        end = self.read(settings)
         self.file.truncate(end)  # a line that a kill cut short
         if end == 0:
-            self.append(as_written(asked))
+            self.append(as_written(settings))
 
-    def read(self, asked: dict) -> int:
-        """Find the answers that are there. Returns where the last whole line ends."""
+    def read(self, settings: dict) -> int:
+        """Indexes the results. Returns where the last whole line ends."""
         self.file.seek(0)
         end = 0
         for line in self.file:
             if not line.endswith(b"\n"):
                 break
-            if end == 0 and (before := json.loads(line)) != as_written(asked):
+            if end == 0 and (before := json.loads(line)) != as_written(settings):
                 raise UserError(
-                    f"{show(self.path)} holds the answers of an unfinished run that asked otherwise. What changed "
-                    f"since:{differences(before, asked)}\nName another output, or write --start_over to drop them"
+                    f"{show(self.path)} holds the results of an unfinished run with other settings:"
+                    f"{differences(before, settings)}\nName another output, or drop them with --start_over"
                 )
             if end > 0:
-                self.note(json.loads(line), end)
+                self.index(json.loads(line), end)
             end += len(line)
         return end
 
-    def note(self, lot: list[dict], place: int) -> None:
-        for rank, answer in enumerate(lot):
-            self.places[answer["request"]], self.ranks[answer["request"]] = place, rank
+    def index(self, batch: list[dict], place: int) -> None:
+        for rank, result in enumerate(batch):
+            self.places[result["request"]], self.ranks[result["request"]] = place, rank
 
     @property
     def answered(self) -> np.ndarray:
         return self.places >= 0
 
-    def append(self, lines: object) -> int:
+    def append(self, value: object) -> int:
         place = self.file.seek(0, os.SEEK_END)
-        self.file.write(json.dumps(lines, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-        self.file.flush()  # into the kernel, which a killed process does not take with it
+        self.file.write(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+        self.file.flush()  # into the kernel, where it survives the process
         return place
 
-    def add(self, lot: list[dict]) -> None:
-        """Keep a lot of answers, each with its number as `request`."""
-        self.note(lot, self.append(lot))
+    def add(self, batch: list[dict]) -> None:
+        """Keep a batch of results, each with the number of its `request`."""
+        self.index(batch, self.append(batch))
 
     def get(self, request: int) -> dict | None:
-        """The answer to a request, or None."""
+        """The result of a request, or None."""
         if self.places[request] < 0:
             return None
         if self.last[0] != self.places[request]:
@@ -91,7 +93,7 @@ class Journal:
         return self.last[1][self.ranks[request]]
 
     def close(self, *, remove: bool) -> None:
-        """`remove` when the output holds everything; else the same command goes on from here."""
+        """`remove` when the output holds everything; else the same command resumes from here."""
         self.file.close()
         if remove:
             self.path.unlink()

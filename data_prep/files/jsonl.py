@@ -1,4 +1,4 @@
-"""JSON lines in, JSON lines out, and a manifest beside each output: what was asked, counted, and made of what."""
+"""JSON lines in, JSON lines out, and a manifest beside each output: its settings, inputs, counts and versions."""
 
 import contextlib
 import hashlib
@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import BinaryIO
 
 from utils.config import Source, UserError
 from utils.files import say, show, without_keys, write_atomically
 
 
 def read_rows(path: str | Path) -> Iterator[dict]:
-    """The rows of a JSONL file, one at a time. Raises UserError naming the line that is no JSON object."""
+    """The rows of a JSONL file, one at a time. Raises UserError naming the line that is not a JSON object."""
     path = Path(path)
     with open_input(path) as lines:
         for number, line in enumerate(lines, 1):
@@ -25,14 +26,14 @@ def read_rows(path: str | Path) -> Iterator[dict]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:  # no JSON, or no UTF-8
+            except ValueError as error:  # not JSON, or not UTF-8
                 raise UserError(f"{path.name}:{number}: is not JSON: {error}. Write one JSON object a line") from None
             if not isinstance(row, dict):
                 raise UserError(f"{path.name}:{number}: is not a JSON object. Write one JSON object a line")
             yield row
 
 
-def open_input(path: Path):
+def open_input(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
@@ -45,9 +46,27 @@ def digest_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weights_digest(folder: str | Path) -> str | None:
+    """Identifies a local model by the sizes of its weight files and parts of them; None if there is no such folder."""
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for place in (0, size // 2, max(0, size - 2**20)):
+                file.seek(place)
+                digest.update(file.read(2**20))
+    return digest.hexdigest()[:16] if folder.is_dir() else None
+
+
 class Output:
-    """A JSONL file that appears under its name only when it is whole (with a manifest: when it is published); rows and
-    digest are counted on the way. Raises UserError if it cannot be written."""
+    """A JSONL file that appears under its name only when it is whole (`with_manifest`: when it is published). Raises
+    UserError if it cannot be written.
+
+    Attributes:
+        rows: how many were written.
+    """
 
     def __init__(self, path: str | Path, *, with_manifest: bool = False):
         self.path, self.with_manifest, self.rows, self.hash = Path(path), with_manifest, 0, hashlib.sha256()
@@ -65,7 +84,7 @@ class Output:
         self.write_line(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
     def write_line(self, line: bytes) -> None:
-        """A row as it stands in another file."""
+        """A row as it is in another file."""
         line = line.rstrip(b"\r\n") + b"\n"
         self.file.write(line)
         self.hash.update(line)
@@ -79,71 +98,69 @@ class Output:
         elif not self.with_manifest:
             os.replace(self.part, self.path)
 
-    def made(self) -> dict:
-        return {"rows": self.rows, "sha256": self.hash.hexdigest()}
-
 
 def manifest_of(output: str | Path) -> Path:
     return Path(output).with_suffix(".manifest.json")
 
 
 def read_manifest(output: str | Path) -> dict | None:
-    """What was written beside an output that is whole, or None."""
+    """The manifest beside an output that is whole, or None."""
     path = manifest_of(output)
-    made = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and Path(output).is_file() else {}
-    return made if "asked" in made else None  # another program's is none of ours
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and Path(output).is_file() else {}
+    return manifest if "settings" in manifest else None  # another program's manifest is not ours
 
 
-def what_is_asked(settings: object, inputs: list[str], but: tuple[str, ...]) -> dict:
-    """What an output hangs on: the settings, but for those that change nothing in it, and the inputs' digests."""
-    left_out = ("output_file", "start_over", *but)  # an input counts by its digest, wherever it lies
-    config = {key: value for key, value in asdict(settings).items() if key not in left_out and value not in inputs}
+def made_from(config: object, inputs: list[str], ignored: tuple[str, ...]) -> dict:
+    """What an output depends on: the config without the `ignored` fields, which change nothing in it, and the digests
+    of the inputs, wherever they are."""
+    ignored = ("output_file", "start_over", *ignored)
+    kept = {key: value for key, value in asdict(config).items() if key not in ignored and value not in inputs}
     digests = {f"{number} {Path(path).name}": digest_of(path) for number, path in enumerate(inputs, 1)}
-    return {"config": config, "inputs": digests}
+    return {"config": kept, "inputs": digests}
 
 
-def check_files(inputs: list[str], outputs: dict[str, str | None]) -> None:
-    """Raises UserError for an output, by the key that names it, that is an input, another output, or no .jsonl."""
-    taken = {Path(path).resolve(): "what is read" for path in inputs}
+def check_outputs(inputs: list[str], outputs: dict[str, str | None]) -> None:
+    """Raises UserError for an output, named by its key, that is an input or another output, or not a .jsonl file."""
+    taken = {Path(path).resolve(): "an input" for path in inputs}
     for key, path in outputs.items():
         if path is None:
             continue
         if Path(path).suffix != ".jsonl":
             raise UserError(f"{key}: {path} must end with .jsonl")
         if other := taken.get(Path(path).resolve()):
-            raise UserError(f"{key}: {show(Path(path))} is {other} too. Name a file of its own")
+            raise UserError(f"{key}: {show(Path(path))} is also {other}. Name another file")
         taken[Path(path).resolve()] = key
 
 
-def stop_if_done(outputs: list[str], asked: dict, *, start_over: bool) -> None:
-    """Exits with 0 if all outputs are there, made of the same. Raises UserError if one was made of anything else."""
+def stop_if_done(outputs: list[str], settings: dict, *, start_over: bool) -> None:
+    """Exits with 0 if all outputs are complete with these settings. Raises UserError if one has other settings."""
     done = 0
     for output in [] if start_over else outputs:
-        made = read_manifest(output)
-        if made is None and Path(output).exists():
+        name, manifest = show(Path(output)), read_manifest(output)
+        if manifest is None and Path(output).exists():
             raise UserError(
-                f"{show(Path(output))} is there already, and no manifest says how it was made. Name another output, "
-                "or write --start_over to replace it"
+                f"{name} exists already, and no manifest says how it was made. Name another output, or replace it "
+                "with --start_over"
             )
-        if made is not None and made["asked"] != as_written(asked):
+        if manifest is not None and manifest["settings"] != as_written(settings):
             raise UserError(
-                f"{show(Path(output))} was made otherwise. What changed since:{differences(made['asked'], asked)}\n"
-                "Name another output, or write --start_over to replace it"
+                f"{name} was made with other settings:{differences(manifest['settings'], settings)}\n"
+                "Name another output, or replace it with --start_over"
             )
-        done += made is not None and not made["unfinished"]
+        done += manifest is not None and not manifest["unfinished"]
     if outputs and done == len(outputs):
         names = ", ".join(show(Path(output)) for output in outputs)
-        say("finished", f"nothing to do: {names} {'is' if done == 1 else 'are'} whole. To make it again: --start_over")
+        say("finished", f"nothing to do: {names} {'is' if done == 1 else 'are'} complete. To redo it: --start_over")
         sys.exit(0)
 
 
-def as_written(asked: dict) -> dict:
-    """As a manifest or a journal has it: through JSON, and without what looks like a key."""
-    return json.loads(without_keys(json.dumps(asked)))
+def as_written(settings: dict) -> dict:
+    """The settings as a manifest or a journal holds them: through JSON, and without what looks like a key."""
+    return json.loads(without_keys(json.dumps(settings)))
 
 
-def drop(outputs: list[str]) -> None:
-    """For --start_over, so that nothing older stands in the way of what goes on after a kill."""
+def remove_outputs(outputs: list[str | Path]) -> None:
+    """For --start_over: an older output would stop a run that resumes after a kill."""
     for output in outputs:
         Path(output).unlink(missing_ok=True)  # first: an output without its manifest would be somebody else's
         manifest_of(output).unlink(missing_ok=True)
@@ -154,45 +171,45 @@ def differences(before: dict, now: dict) -> str:
     lines = []
     for part in sorted(before.keys() | now.keys()):
         old, new = before.get(part), as_written(now).get(part)
-        if isinstance(old, dict) and isinstance(new, dict):
-            changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-            lines += [f"{key}: {old.get(key)!r} was, {new.get(key)!r} is asked" for key in changed]
-        elif old != new:
-            lines.append(f"{part}: {old!r} was, {new!r} is asked")
-    return "".join(f"\n  {line}" for line in lines)
+        if not (isinstance(old, dict) and isinstance(new, dict)):
+            old, new = {part: old}, {part: new}
+        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+        lines += [f"\n  {key}: was {old.get(key)!r}, is now {new.get(key)!r}" for key in changed]
+    return "".join(lines)
 
 
 def publish(
     files: list[Output],
     source: Source,
-    asked: dict,
-    found: dict,
+    settings: dict,
+    results: dict,
     began: float,
-    names: list[str],
+    libraries: list[str],
     *,
     unfinished: bool = False,
 ) -> None:
-    """The outputs under their names, each with its `OUTPUT.manifest.json`. A kill in between leaves none that is taken
-    for finished.
+    """Puts the outputs in place, each with its `OUTPUT.manifest.json`. A kill in between leaves none that passes for
+    complete.
 
     Args:
-        found: what to tell of this step: counts, examples.
+        settings: what the outputs depend on.
+        results: of this step: counts, examples.
         began: time.time() at the start.
-        names: the libraries whose versions made a difference.
+        libraries: those whose version matters.
         unfinished: whether the same command has more to do.
     """
-    made = {
+    manifest = {
         "made_by": [show(Path(sys.argv[0])), *sys.argv[1:]],
         "config_file": show(source.path),
-        "asked": asked,
+        "settings": settings,
         "unfinished": unfinished,
-        **found,
-        "outputs": {str(file.path): file.made() for file in files},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
+        **results,
+        "outputs": {str(file.path): {"rows": file.rows, "sha256": file.hash.hexdigest()} for file in files},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in libraries},
         "seconds": round(time.time() - began, 1),
     }
-    drop([file.path for file in files])
+    remove_outputs([file.path for file in files])
     for file in files:
-        write_atomically(manifest_of(file.path), json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(manifest_of(file.path), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     for file in files:
         os.replace(file.part, file.path)

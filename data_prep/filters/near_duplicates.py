@@ -1,6 +1,9 @@
-"""Rows that say nearly the same, by MinHash: signatures by rensa, candidates by bands, clusters by union-find.
+"""Near-duplicates by MinHash: signatures by rensa, candidates by bands, clusters by union-find.
 
-Memory: 4 bytes a permutation and row (512 at 128), and some 60 a row while candidates are looked for.
+Memory: 4 bytes a permutation and row (512 at 128), and some 60 a row while candidates are searched for.
+
+Only rensa's hashing is used: its index and deduplicator (RMinHashLSH, RMinHashDeduplicator) take one Python object a
+row, not the arrays that worker processes send, and compare one text, not prompt and response each by itself.
 """
 
 from collections.abc import Iterator
@@ -11,13 +14,13 @@ from rensa import RMinHash
 from data_prep.filters.texts import Words
 from utils.config import UserError
 
-FOUND = 0.985  # the least chance that two rows just at the threshold become candidates
+LEAST_CHANCE = 0.985  # that two rows just at the threshold become candidates
 BYTES_AT_ONCE = 64_000_000  # of signatures that are compared
 MOST_COMPARED = 300_000_000  # comparisons of whole signatures: some minutes
 
 
 def signatures(words: Words, ngram: int, permutations: int) -> np.ndarray:
-    """(n, permutations) uint32: two rows agree in as large a share of them as their word runs overlap (Jaccard)."""
+    """(n, permutations) uint32: two rows agree in as large a share of them as their n-grams overlap (Jaccard)."""
     grams, offsets = words.grams(ngram)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         grams, offsets.astype(np.uint64), num_perm=permutations, seed=42
@@ -25,23 +28,23 @@ def signatures(words: Words, ngram: int, permutations: int) -> np.ndarray:
     return np.array(matrix.to_rows(), dtype=np.uint32).reshape(-1, permutations)
 
 
-def copies(found: np.ndarray, threshold: float, ways: int, order: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(row, the row that it is like) for each of n rows that is dropped; the other is kept.
+def find_copies(signed: np.ndarray, threshold: float, parts: int, order: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(dropped row, the kept row that it is like).
 
-    Rows that share a band are candidates, and candidates make clusters. In each, the best row is kept and drops those
-    that are alike to it, then the best that is left, and so on: a chain of rows each like the next keeps its ends.
-    Likeness is the share of the signature that agrees (its standard error is at most 0.044 with 128 permutations),
-    the least over its `ways`.
+    Rows that share a band are candidates, and candidates form clusters. In each, the best row is kept and drops those
+    that are like it, then the best of the rest, and so on: a chain of rows each like the next keeps its ends.
+    Similarity is the share of the signature that agrees (its standard error is at most 0.044 with 128 permutations),
+    the least over its parts.
 
     Args:
-        found: (n, permutations) signatures, those of the first way first.
-        ways: by how many texts rows are compared.
+        signed: (n, permutations) signatures, one part after another.
+        parts: how many texts of a row the signature is of.
         order: (n,) the rows, best first.
 
     Raises:
         UserError: the rows of a cluster are so many and so different that comparing them would take hours.
     """
-    parent = clusters(found, threshold, ways)
+    parent = clusters(signed, threshold, parts)
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     by_cluster = np.lexsort((rank, parent))
@@ -51,7 +54,7 @@ def copies(found: np.ndarray, threshold: float, ways: int, order: np.ndarray) ->
         left = by_cluster[starts[first] : starts[first + 1]]
         while len(left) > 1:
             best, left = left[0], left[1:]
-            like = alike(found, left, np.full(len(left), best), threshold, ways)
+            like = alike(signed, left, np.full(len(left), best), threshold, parts)
             yield from ((int(row), int(best)) for row in left[like])
             compared += len(left)
             left = left[~like]
@@ -62,32 +65,32 @@ def copies(found: np.ndarray, threshold: float, ways: int, order: np.ndarray) ->
                 )
 
 
-def alike(found: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: float, ways: int) -> np.ndarray:
-    """Of each pair of rows a[i], b[i], whether they are alike in every way."""
-    size, made = max(1, BYTES_AT_ONCE // (8 * found.shape[1])), []
+def alike(signed: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: float, parts: int) -> np.ndarray:
+    """Whether each pair of rows a[i], b[i] reaches the threshold in every part."""
+    size, found = max(1, BYTES_AT_ONCE // (8 * signed.shape[1])), [np.zeros(0, bool)]
     for start in range(0, len(a), size):
-        same = found[a[start : start + size]] == found[b[start : start + size]]
-        made.append(same.reshape(len(same), ways, -1).mean(axis=2).min(axis=1) >= threshold)
-    return np.concatenate(made) if made else np.zeros(0, bool)
+        same = signed[a[start : start + size]] == signed[b[start : start + size]]
+        found.append(same.reshape(len(same), parts, -1).mean(axis=2).min(axis=1) >= threshold)
+    return np.concatenate(found)
 
 
-def rows_a_band(threshold: float, permutations: int) -> int:
-    """The most, for the fewest candidates, with which rows just at the threshold still share a band."""
-    return max((r for r in range(1, 9) if 1 - (1 - threshold**r) ** (permutations // r) >= FOUND), default=1)
+def band_size(threshold: float, permutations: int) -> int:
+    """The largest, for the fewest candidates, with which rows just at the threshold still share a band."""
+    return max((r for r in range(1, 9) if 1 - (1 - threshold**r) ** (permutations // r) >= LEAST_CHANCE), default=1)
 
 
-def clusters(found: np.ndarray, threshold: float, ways: int = 1) -> np.ndarray:
-    """Of each of n rows the number of its cluster's first row; rows alike to none are their own.
+def clusters(signed: np.ndarray, threshold: float, parts: int = 1) -> np.ndarray:
+    """(n,) the first row of each row's cluster.
 
-    Pairs that share a band of the first way are compared by the whole signature, so that chance meetings do not count.
+    Pairs that share a band of the first part are compared by the whole signature, so that chance collisions do not
+    count.
     """
-    count, permutations = found.shape
-    rows, first_way = rows_a_band(threshold, permutations // ways), permutations // ways
-    parent = np.arange(count, dtype=np.int64)
-    for first in range(0, first_way - rows + 1, rows):
-        pairs = band_pairs(np.ascontiguousarray(found[:, first : first + rows]))
+    width = signed.shape[1] // parts
+    size, parent = band_size(threshold, width), np.arange(len(signed), dtype=np.int64)
+    for first in range(0, width - size + 1, size):
+        pairs = band_pairs(np.ascontiguousarray(signed[:, first : first + size]))
         pairs = pairs[parent[pairs[:, 0]] != parent[pairs[:, 1]]]
-        for a, b in pairs[alike(found, pairs[:, 0], pairs[:, 1], threshold, ways)]:
+        for a, b in pairs[alike(signed, pairs[:, 0], pairs[:, 1], threshold, parts)]:
             unite(parent, int(a), int(b))
     while (parent != parent[parent]).any():
         parent = parent[parent]

@@ -1,17 +1,19 @@
-"""Rules that look at one row: why it is dropped, or None. Pure functions of a row's text."""
+"""Rules for single rows: why one is dropped, or None. Pure functions of a row's text."""
 
 import itertools
 import json
 import re
 from collections import Counter
-
-from py3langid.langid import LanguageIdentifier
+from typing import TYPE_CHECKING
 
 from data_prep.filters.texts import words_of
 
-SURE = 0.6  # of a language, from 0 to 1
+if TYPE_CHECKING:
+    from py3langid.langid import LanguageIdentifier
 
-# At the head of an answer. "It cannot be known" is no refusal: it may be the right answer.
+CONFIDENT = 0.6  # of a language, from 0 to 1
+
+# At the start of an answer. "It cannot be known" is not a refusal: it may be the right answer.
 UNABLE = r"(?:can(?:no|')t|can not|won't|will not|must decline|(?:am|'m) (?:unable to|not able to))"
 DOING = r"(?:help|assist|answer|fulfil|comply|provide|do that|do this|create|engage|continue|discuss|support|generate)"
 REFUSALS = re.compile(
@@ -22,12 +24,12 @@ REFUSALS = re.compile(
     r"|\W*(?:(?:i'?m|i am) (?:\w+ )?sorry|i apologi[sz]e),? but no\b",
     re.IGNORECASE,
 )
-# What carries no lesson: talk about answering, marks of copied pages.
+# Placeholders and remains of copied pages.
 BOILERPLATE = re.compile(
     r"\W*(?:lorem ipsum|\[?insert .{0,40} here|click here to|please (?:enable|turn on) javascript|this page requires)",
     re.IGNORECASE,
 )
-# After these a sentence goes on.
+# No sentence ends with these.
 OPEN_ENDS = re.compile(
     r"(?:[,;:(\[{<\\]|[-–]|\b(?:a|an|the|of|and|or|to|is|are|was|were|in|on|at|for|with|from|by|that|which|because|if))$",
     re.IGNORECASE,
@@ -37,14 +39,14 @@ FENCED = re.compile(r"^[ \t]*```.*?^[ \t]*```[^\n]*$", re.DOTALL | re.MULTILINE)
 
 
 def refusal(response: str) -> str | None:
-    """At the head of an answer, reasoning aside: "I'm sorry, but I can't help", or a page's boiler-plate."""
+    """Boilerplate, or "I'm sorry, but I can't help", at the start of an answer, after any reasoning."""
     head = response.rpartition("</think>")[2].lstrip()[:200].replace("\u2019", "'")
     found = REFUSALS.match(head) or BOILERPLATE.match(head)
     return f"begins with {found[0].strip()[:40]!r}" if found else None
 
 
 def broken_format(message: str) -> str | None:
-    """Reasoning that is not closed, or nothing after it; tool calls that are no JSON; fences or boxes left open."""
+    """Reasoning that is not closed, or nothing after it; tool calls that are not JSON; fences or boxes left open."""
     if "think>" in message:
         opened, closed = message.count("<think>"), message.count("</think>")
         if not opened and message.lstrip().startswith("</think>"):
@@ -52,16 +54,16 @@ def broken_format(message: str) -> str | None:
         if closed == 0 or opened > closed:
             return "<think> is never closed"
         if closed > max(opened, 1):
-            return "</think> stands more often than <think>"
+            return "</think> comes more often than <think>"
         if not message.rpartition("</think>")[2].strip():
-            return "says nothing after </think>"
+            return "nothing comes after </think>"
     if "<tool_call>" in message or "</tool_call>" in message:
         before, *calls = message.split("<tool_call>")
         if "</tool_call>" in before or any(call.count("</tool_call>") != 1 for call in calls):
             return "<tool_call> is never closed, or never opened"
         for call in (call.partition("</tool_call>")[0] for call in calls):
             if not (call.lstrip().startswith("<function=") or is_call(call)):  # Qwen3-Coder writes tags
-                return "a tool call is no JSON with name and arguments"
+                return "a tool call is not JSON with name and arguments"
     if message.count("```") % 2 and sum(line.lstrip().startswith("```") for line in message.splitlines()) % 2:
         return "a code fence is never closed"
     if "\\boxed{" in message and not balanced(message[message.rindex("\\boxed{") :]):
@@ -70,24 +72,24 @@ def broken_format(message: str) -> str | None:
 
 
 def broken_calls(row: dict) -> str | None:
-    """Tool calls of messages that have no name, or arguments that are no mapping; an answer that was cut off."""
+    """Tool calls without a name, or whose arguments are not a mapping; an answer that was cut off."""
     if row.get("finish_reason") == "length":
-        return "was cut off at its greatest length"
+        return "was cut off at its maximum length"
     parts = [row.get(column) for column in ("messages", "completion", "chosen")]
     for message in (m for part in parts if isinstance(part, list) for m in part if isinstance(m, dict)):
         calls = message.get("tool_calls") or []
         if not isinstance(calls, list):
-            return "tool_calls is no list"
+            return "tool_calls is not a list"
         for call in calls:
             if not is_call(call.get("function", call) if isinstance(call, dict) else {}):
-                return "a tool call has no name, or arguments that are no mapping"
+                return "a tool call has no name, or arguments that are not a mapping"
     return None
 
 
-def is_call(written: str | dict) -> bool:
-    """Whether it names a function, with arguments as a mapping (or one as JSON), or none."""
+def is_call(value: str | dict) -> bool:
+    """Whether it names a function, with a mapping of arguments (or one as JSON), or none."""
     try:
-        call = json.loads(written) if isinstance(written, str) else written
+        call = json.loads(value) if isinstance(value, str) else value
         arguments = call.get("arguments")
         arguments = json.loads(arguments) if isinstance(arguments, str) and arguments else arguments or {}
         return isinstance(call["name"], str) and bool(call["name"]) and isinstance(arguments, dict)
@@ -106,8 +108,8 @@ def balanced(text: str) -> bool:
 
 
 def truncated_ending(response: str) -> str | None:
-    """A last line that ends in the middle: with a comma, an open bracket or a word like "the"; or a long one of prose
-    without the full stop that sentences before it have. A heuristic, so only where it is asked for."""
+    """A last line that ends in the middle: with a comma, an open bracket or a word like "the"; or a long line of prose
+    without the full stop that the sentences before it have. A heuristic."""
     text = response.rstrip()
     last = text.rpartition("\n")[2]
     if not text or last.lstrip().startswith("```"):
@@ -121,10 +123,10 @@ def truncated_ending(response: str) -> str | None:
 
 
 def repetition(response: str, words: list[str]) -> str | None:
-    """Lines or word runs that come again and again (Gopher's limits, arXiv 2112.11446, table A1).
+    """Lines or n-grams that are repeated (Gopher's limits, arXiv 2112.11446, table A1).
 
-    Those limits are of web prose. So JSON, code in fences, lines of fewer than three words and runs with numbers do
-    not count, nor texts of a few lines or under 50 words, where shares say nothing.
+    Those limits are for web prose. So JSON, code in fences, lines of fewer than three words and n-grams with numbers
+    do not count, nor texts of a few lines or under 50 words, where shares mean nothing.
     """
     if response[:1] in "[{" and is_json(response):
         return None
@@ -135,11 +137,11 @@ def repetition(response: str, words: list[str]) -> str | None:
     if len(lines) >= 6:
         repeated = len(lines) - len(set(lines))
         if repeated > 0.3 * len(lines):
-            return f"{repeated} of {len(lines)} lines stood before"
+            return f"{repeated} of {len(lines)} lines are repeats"
     if len(words) < 50:
         return None
-    # A run that stands t times makes t - 1 repeated ones, a repeated run of 10 words holds repeated runs of 4, and
-    # these repeated pairs: no text with few of them is counted in full.
+    # An n-gram that occurs t times is repeated t - 1 times, a repeated 10-gram contains repeated 4-grams, and those
+    # repeated pairs: a text with few of them need not be counted in full.
     repeated_pairs = len(words) - 1 - len(set(itertools.pairwise(words)))
     if repeated_pairs < 0.04 * len(words) - 1:
         return None
@@ -150,11 +152,11 @@ def repetition(response: str, words: list[str]) -> str | None:
         grams = Counter(zip(*(words[i:] for i in range(n)), strict=False))
         for gram, times in grams.most_common(3):
             if times > 2 and times * n > limit * len(words) and all(map(str.isalpha, gram)):
-                return f"{' '.join(gram)!r} stands {times} times in {len(words)} words"
-    runs = [tuple(words[i : i + 10]) for i in range(len(words) - 9)]
-    runs = [run for run in runs if sum(map(str.isalpha, run)) >= 6]
-    repeated = len(runs) - len(set(runs))
-    return f"{repeated} of {len(runs)} runs of 10 words stood before" if repeated > 0.10 * len(words) else None
+                return f"{' '.join(gram)!r} occurs {times} times in {len(words)} words"
+    tens = [tuple(words[i : i + 10]) for i in range(len(words) - 9)]
+    tens = [gram for gram in tens if sum(map(str.isalpha, gram)) >= 6]
+    repeated = len(tens) - len(set(tens))
+    return f"{repeated} of {len(tens)} 10-grams are repeats" if repeated > 0.10 * len(words) else None
 
 
 def is_json(text: str) -> bool:
@@ -165,8 +167,8 @@ def is_json(text: str) -> bool:
     return True
 
 
-def language_of(text: str, identifier: LanguageIdentifier) -> str | None:
-    """The ISO 639 code of a text's language by py3langid, code in fences aside; None if it is not clear, as of short
-    texts, sums and code."""
+def language_of(text: str, identifier: "LanguageIdentifier") -> str | None:
+    """The ISO 639 code of a text's language by py3langid, ignoring code in fences; None if it is not clear: short
+    texts, sums, code."""
     language, confidence = identifier.classify(FENCED.sub("", text[:4000]))
-    return language if confidence >= SURE and language != "zxx" else None
+    return language if confidence >= CONFIDENT and language != "zxx" else None

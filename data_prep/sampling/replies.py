@@ -1,22 +1,22 @@
-"""What a model said, in one form, whoever ran it: assistant messages, their reasoning in <think> or left out."""
+"""A model's replies in one format, whoever ran it: assistant messages, their reasoning in <think> or left out."""
 
 import json
 
-CUT = ("length", "max_tokens", "model_length")  # finish reasons, by the names that servers give them
+CUT = ("length", "max_tokens", "model_length")  # finish reasons, as servers name them
 ENDED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", None)
-WHOLE = (None, "stop", "tool_calls", "function_call")  # finish reasons of answers that were not cut off
+COMPLETE = (None, "stop", "tool_calls", "function_call")  # finish reasons of answers that were not cut off
 THINKING = "<think>\n{reasoning}\n</think>\n\n{content}"
 
 
 class Unreadable(Exception):
-    """What came back is not an answer; asked again, it may be."""
+    """The reply is not a chat completion; the next try may be."""
 
 
 def message_of(content: str, reasoning: str, tool_calls: list[dict], *, keep_thinking: bool) -> dict:
-    """An assistant message as training rows have it.
+    """An assistant message of a training row.
 
-    Reasoning stands in the content, since a field of its own is left out by chat templates that do not know it. A
-    reasoning that was never closed stays without its closing tag, so that a filter can see it.
+    The reasoning is part of the content, since chat templates leave out a field that they do not know. Reasoning that
+    was never closed stays without its closing tag, so that a filter can see it.
     """
     if not reasoning:
         reasoning, content = split_thinking(content)
@@ -40,7 +40,9 @@ def split_thinking(content: str) -> tuple[str, str | None]:
     return "", content
 
 
-def reply(completion: list[dict], finish_reason: str | None, prompt_tokens: int | None, tokens: int | None) -> dict:
+def response_of(
+    completion: list[dict], finish_reason: str | None, prompt_tokens: int | None, tokens: int | None
+) -> dict:
     """One response of a generated row."""
     return {
         "completion": completion, "finish_reason": finish_reason, "prompt_tokens": prompt_tokens,
@@ -49,7 +51,7 @@ def reply(completion: list[dict], finish_reason: str | None, prompt_tokens: int 
 
 
 def read_answer(text: str) -> dict:
-    """What a chat completion's body says. Raises Unreadable if it is none."""
+    """The parts of a chat completion's body. Raises Unreadable if it is not one."""
     try:
         body = json.loads(text)
         choice = body["choices"][0]
@@ -71,10 +73,10 @@ def read_answer(text: str) -> dict:
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise Unreadable(f"not a chat completion: {text[:80]!r}") from None
     if not all(isinstance(part, (str, type(None))) for part in (content, reasoning, finish)):
-        raise Unreadable(f"content is no text: {text[:80]!r}")
+        raise Unreadable(f"content is not a text: {text[:80]!r}")
     if content is None and message.get("refusal"):
         content = str(message["refusal"])
-    # Cut off, or filtered, it may say nothing; else an empty text is what a model may say, but not none.
+    # Only an answer that was cut off or filtered may lack its content; an empty text is an answer.
     if content is None and not (reasoning or calls or finish in (*CUT, "content_filter")):
         raise Unreadable("an answer without content")
     usage = body.get("usage")
@@ -93,10 +95,10 @@ def joined(parts: list[dict]) -> str:
 
 
 def arguments_of(function: dict) -> dict | str:
-    """A call's arguments as a mapping; as they were written where that is no JSON mapping: a filter drops those."""
-    written = function["arguments"]
+    """A call's arguments as a mapping; unchanged if they are not a JSON mapping: a filter drops those."""
+    arguments = function["arguments"]
     try:
-        read = json.loads(written) if isinstance(written, str) else written
+        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
     except ValueError:
-        return written
-    return read if isinstance(read, dict) else written
+        return arguments
+    return parsed if isinstance(parsed, dict) else arguments

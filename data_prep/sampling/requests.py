@@ -1,86 +1,96 @@
-"""Every response that is still missing is asked for, of servers or of a local model, and kept as it comes."""
+"""Samples every response that is missing, from servers or a local model, and keeps each as it comes."""
 
 import asyncio
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from data_prep.files.journal import Journal
-from data_prep.sampling.replies import message_of, reply
+from data_prep.files import Journal
+from data_prep.sampling.replies import message_of, response_of
+from data_prep.sampling.server import Refused, Servers
 from utils.config import Source
 from utils.files import Ticker
 
+if TYPE_CHECKING:
+    from data_prep.generate import GenerateConfig
 
-def missing_requests(journal: Journal, rows: list[dict], settings) -> Iterator[int]:
-    """The numbers of the requests without an answer: prompt x num_responses + response."""
-    answered = journal.answered
-    return (number for number in range(len(rows) * settings.num_responses) if not answered[number])
+Failed = list[tuple[int, str]]  # (request, reason)
 
 
-def ask_servers(rows: list[dict], settings, source: Source, journal: Journal, ticker: Ticker) -> list:
-    """Each missing response is a request with a seed of its own. Returns (number, why) of those that did not come."""
-    from data_prep.sampling.server import Servers
+def sample(rows: list[dict], config: "GenerateConfig", source: Source, journal: Journal, ticker: Ticker) -> Failed:
+    """Request number n is response n % num_responses to prompt n // num_responses, with a seed of its own.
 
-    called = load_tools(settings.tools)
+    Returns the requests that stay without a response, and why.
+    """
+    if config.base_urls:
+        return sample_from_servers(rows, config, journal, ticker)
+    return sample_locally(rows, config, source, journal, ticker)
+
+
+def sample_from_servers(rows: list[dict], config: "GenerateConfig", journal: Journal, ticker: Ticker) -> Failed:
+    tools, answered = load_tools(config.tools), journal.answered
 
     async def answer(servers: Servers, number: int) -> dict:
-        return await take_turns(servers, settings, rows, number, called)
+        return await take_turns(servers, config, rows, number, tools)
 
     def keep(number: int, response: dict) -> None:
         journal.add([{"request": number} | response])
         ticker.tick()
 
-    async def run() -> list:
-        servers = Servers(settings, settings.model_name_or_path, int(journal.answered.sum()))
-        await servers.warn_of_other_models()
-        return await servers.ask_all(missing_requests(journal, rows, settings), answer, keep)
+    async def run() -> Failed:
+        servers = Servers(config, config.model_name_or_path, int(answered.sum()))
+        await servers.check_models()
+        return await servers.ask_all((n for n in range(len(answered)) if not answered[n]), answer, keep)
 
     return asyncio.run(run())
 
 
-def load_tools(names: list[str]) -> list:
+def load_tools(names: list[str]) -> list[Callable]:
     if not names:
-        return []
+        return []  # without the import, which takes seconds
     from utils.generation import load_tools
 
     return load_tools(names)
 
 
-async def take_turns(servers, settings, rows: list[dict], number: int, tools: list) -> dict:
-    """One response: the model's answer, and those after what its tool calls gave."""
-    from data_prep.sampling.server import Refused
-
-    row = rows[number // settings.num_responses]
-    body, turns = request_body(settings, row, number, tools), []
-    completion, used, made = [], [], []
-    for turn in range(settings.max_tool_calling_iterations + 1):
-        answer = await servers.ask(number // settings.num_responses, body)
+async def take_turns(
+    servers: Servers, config: "GenerateConfig", rows: list[dict], number: int, tools: list[Callable]
+) -> dict:
+    """One response: the model's answer, and if it calls tools, the results and the answers that follow."""
+    prompt_number = number // config.num_responses
+    row = rows[prompt_number]
+    body, sent, completion, counts = request_body(config, row, number, tools), list(row["prompt"]), [], []
+    for turn in range(config.max_tool_calling_iterations + 1):
+        answer = await servers.ask(prompt_number, body)
         parts = (answer["content"], answer["reasoning"], answer["tool_calls"])
-        completion.append(message_of(*parts, keep_thinking=settings.thinking == "keep"))
-        used.append(answer["prompt_tokens"])
-        made.append(answer["completion_tokens"])
-        if not (tools and answer["tool_calls"]) or turn == settings.max_tool_calling_iterations:
+        completion.append(message_of(*parts, keep_thinking=config.thinking == "keep"))
+        counts.append((answer["prompt_tokens"], answer["completion_tokens"]))
+        if not (tools and answer["tool_calls"]) or turn == config.max_tool_calling_iterations:
             break
         if any(isinstance(call["function"]["arguments"], str) for call in answer["tool_calls"]):
-            raise Refused("a tool call whose arguments are no JSON mapping")
-        results = await asyncio.to_thread(use_tools, answer["tool_calls"], tools)
+            raise Refused("a tool call whose arguments are not a JSON mapping")
+        results = await asyncio.to_thread(call_tools, answer["tool_calls"], tools)
         completion += results
-        said = {"role": "assistant", "content": answer["content"], "tool_calls": answer["tool_calls"]}
-        if name := answer["reasoning_name"]:  # under the name by which this server knows it
-            said[name] = answer["reasoning"]
-        turns += [said, *results]
-        body["messages"] = as_sent([*row["prompt"], *turns])
-    return reply(completion, answer["finish_reason"], total(used), total(made))
+        message = {"role": "assistant", "content": answer["content"], "tool_calls": answer["tool_calls"]}
+        if name := answer["reasoning_name"]:  # the field in which this server sends and expects it
+            message[name] = answer["reasoning"]
+        sent += [message, *results]
+        body["messages"] = to_api_messages(sent)
+    prompt_tokens, completion_tokens = (
+        None if None in column else sum(column) for column in zip(*counts, strict=True)
+    )
+    return response_of(completion, answer["finish_reason"], prompt_tokens, completion_tokens)
 
 
-def use_tools(calls: list[dict], tools: list) -> list[dict]:
+def call_tools(calls: list[dict], tools: list[Callable]) -> list[dict]:
     from utils.generation import call_tools
 
     return call_tools({"tool_calls": calls}, tools)
 
 
-def as_sent(messages: list[dict]) -> list[dict]:
-    """Messages as the API takes them: a call's arguments as text, calls with ids, and what tools said by these."""
+def to_api_messages(messages: list[dict]) -> list[dict]:
+    """Messages as the API takes them: calls with their arguments as text and an id, tool results with that id."""
     sent, waiting = [], []
     for place, message in enumerate(messages):
         if message.get("tool_calls"):
@@ -100,53 +110,47 @@ def as_sent(messages: list[dict]) -> list[dict]:
     return sent
 
 
-def request_body(settings, row: dict, number: int, tools: list) -> dict:
-    """Messages and sampling settings, as the chat completions API names them."""
+def request_body(config: "GenerateConfig", row: dict, number: int, tools: list[Callable]) -> dict:
+    """Messages and sampling parameters, as the chat completions API names them."""
     body = {
-        "messages": as_sent(row["prompt"]), "max_tokens": settings.max_new_tokens, "temperature": settings.temperature,
-        "top_p": settings.top_p, "seed": seed_of(settings.seed, number),
+        "messages": to_api_messages(row["prompt"]), "max_tokens": config.max_new_tokens,
+        "temperature": config.temperature, "top_p": config.top_p, "seed": seed_of(config.seed, number),
     }  # fmt: skip
     schemas = json.loads(row["tools"]) if isinstance(row.get("tools"), str) else row.get("tools")
     if tools:
         from transformers.utils import get_json_schema
 
         schemas = [get_json_schema(tool) for tool in tools]
-    more = {"chat_template_kwargs": settings.chat_template_kwargs} if settings.chat_template_kwargs else {}
-    more |= {"top_k": settings.top_k} if settings.top_k else {}
+    extra = {"chat_template_kwargs": config.chat_template_kwargs} if config.chat_template_kwargs else {}
+    extra |= {"top_k": config.top_k} if config.top_k else {}
     body |= {"tools": schemas} if schemas else {}
-    return body | ({"extra_body": more} if more else {})
+    return body | ({"extra_body": extra} if extra else {})
 
 
 def seed_of(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:4]) // 2
 
 
-def total(counts: list[int | None]) -> int | None:
-    return None if None in counts else sum(counts)
-
-
-def ask_local_model(rows: list[dict], settings, source: Source, journal: Journal, ticker: Ticker) -> list:
-    """Lots of batch_size responses, the same in every run, each with a seed of its own and kept as a whole."""
+def sample_locally(
+    rows: list[dict], config: "GenerateConfig", source: Source, journal: Journal, ticker: Ticker
+) -> Failed:
+    """Batches of batch_size responses, the same in every run, each with a seed of its own and kept as a whole."""
     from utils.run import quiet
 
     quiet()
     from data_prep.sampling.local import LocalModel
 
-    model, answered, failed = LocalModel(settings, source), journal.answered, []
-    size, count = settings.batch_size, len(rows) * settings.num_responses
-    for lot, first in enumerate(range(0, count, size)):
-        numbers = range(first, min(first + size, count))
+    model, answered, failed = LocalModel(config, source), journal.answered, []
+    no_room = f"the prompt leaves no room for {config.max_new_tokens} tokens in the model's context"
+    for batch, first in enumerate(range(0, len(answered), config.batch_size)):
+        numbers = range(first, min(first + config.batch_size, len(answered)))
         if answered[numbers].any():
-            failed += [(number, no_room(settings)) for number in numbers if not answered[number]]
+            failed += [(number, no_room) for number in numbers if not answered[number]]
             continue
-        dialogues = [(number, model.begin(number, rows[number // settings.num_responses])) for number in numbers]
-        failed += [(number, no_room(settings)) for number, dialogue in dialogues if not model.room(dialogue)]
-        asked = [(number, dialogue) for number, dialogue in dialogues if model.room(dialogue)]
-        replies = model.answer([dialogue for _, dialogue in asked], seed_of(settings.seed, lot)) if asked else []
-        journal.add([{"request": number} | made for (number, _), made in zip(asked, replies, strict=True)])
-        ticker.tick(len(asked))
+        dialogues = {number: model.begin(number, rows[number // config.num_responses]) for number in numbers}
+        fitting = {number: dialogue for number, dialogue in dialogues.items() if model.has_room(dialogue)}
+        failed += [(number, no_room) for number in numbers if number not in fitting]
+        responses = model.answer(list(fitting.values()), seed_of(config.seed, batch)) if fitting else []
+        journal.add([{"request": number} | made for number, made in zip(fitting, responses, strict=True)])
+        ticker.tick(len(fitting))
     return failed
-
-
-def no_room(settings) -> str:
-    return f"the prompt leaves no room for {settings.max_new_tokens} tokens in the model's context"

@@ -1,7 +1,7 @@
-"""Questions to OpenAI-compatible servers (vLLM, SGLang, `transformers serve`, a provider): many at once, tried again.
+"""Concurrent requests, with retries, to OpenAI-compatible servers (vLLM, SGLang, `transformers serve`, a provider).
 
-Several base URLs are replicas of one model: a question goes to another one when the first cannot answer. How many are
-under way at a replica follows what it bears, as TCP's window does: fewer after each refusal, one more after each round
+Several base URLs are replicas of one model: a request goes to another one when the first cannot answer. The number in
+flight at a replica follows its load, as TCP's window does: half as many after each failure, one more after each round
 of answers, never over `concurrency`.
 """
 
@@ -11,7 +11,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Annotated
@@ -24,18 +24,18 @@ from utils.config import UserError
 from utils.files import say
 
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds; doubled from one try to the next
-LONGEST_WAIT = 600.0  # of what a server asks for
-TRIED_AGAIN = (408, 409, 425, 429)  # and all from 500 on
-DEAD = 6  # times as many failures without a word as one question is tried
-OVERLOADED = (429, 502, 503, 529)  # the server's fault; of other failures the question may be the cause
+LONGEST_WAIT = 600.0  # seconds, whatever a server's Retry-After is
+RETRIED = (408, 409, 425, 429)  # and all from 500 on
+DEAD = 6  # times as many failures in a row, without any reply, as a request has tries
+OVERLOADED = (429, 502, 503, 529)  # the server's fault; other failures may be caused by the request
 
 
 class NoAnswer(Exception):
-    """A question that stays without an answer, and why."""
+    """Why a request stays without an answer."""
 
 
 class Refused(NoAnswer):
-    """The server is there, and does not answer this question."""
+    """The server is up, but does not answer this request."""
 
 
 @dataclass
@@ -64,19 +64,19 @@ class ServerConfig:
     ] = field(default_factory=dict)
 
 
-# Nothing in the output hangs on them, so they may differ when a run goes on.
+# The output does not depend on them, so they may change when a run resumes.
 FREE = ("base_urls", "api_key_variable", "concurrency", "timeout", "max_retries", "give_up_after")
 
 
 @dataclass
 class Replica:
-    """One server, and how much it bears.
+    """One server and its load.
 
     Attributes:
-        room: how many questions it may have at a time.
+        room: how many requests it may have in flight.
         busy: how many it has.
-        free_at: the moment (time.monotonic) until which it is left alone.
-        failures: refusals and silences since its last answer, those of one moment counted once.
+        free_at: when (time.monotonic) it may be sent the next.
+        failures: since its last answer; those of requests that were in flight together count once.
     """
 
     url: str
@@ -89,32 +89,32 @@ class Replica:
     def answered(self, concurrency: int) -> None:
         self.failures, self.room = 0, min(concurrency, self.room + 1 / self.room)
 
-    def failed(self, asked_to_wait: float | None) -> bool:
+    def failed(self, retry_after: float | None) -> bool:
         """It is overloaded, silent or away: half the room, and a pause that doubles from one failure to the next.
-        Returns whether this is a failure of its own, and not of what was under way when it began."""
+        Returns whether this is a new failure, and not that of requests that were in flight when it began."""
         now = time.monotonic()
-        anew = self.free_at <= now
-        if anew:
+        is_new = self.free_at <= now
+        if is_new:
             self.room, self.failures = max(1.0, self.room / 2), self.failures + 1
-        pause = asked_to_wait or min(PAUSE * 2 ** (self.failures - 1), LONGEST_PAUSE)
+        pause = retry_after or min(PAUSE * 2 ** (self.failures - 1), LONGEST_PAUSE)
         self.free_at = max(self.free_at, now + pause * random.uniform(1.0, 1.1))
-        return anew
+        return is_new
 
 
 class Servers:
-    """The replicas that are asked.
+    """The replicas of one model.
 
     Args:
-        answered: how many questions they have answered before, which shows that key and model are right.
+        answered: how many requests they have answered before, which shows that key and model are right.
     """
 
     def __init__(self, config: ServerConfig, model: str, answered: int = 0):
         key = os.environ.get(config.api_key_variable) or "none"  # the client wants one even where the server does not
         if not key.isascii():
-            raise UserError(f"{config.api_key_variable}: the key in the environment holds letters that no key has")
+            raise UserError(f"{config.api_key_variable}: the key in the environment has characters that no key has")
         for url in config.base_urls:
             if not re.match(r"https?://[^/\s\[]|https?://\[[0-9a-fA-F:]+\]", url):
-                raise UserError(f"base_urls: {url} is no address. Write it as http://localhost:8000/v1")
+                raise UserError(f"base_urls: {url} is not an address; for example http://localhost:8000/v1")
         self.config, self.model, self.answered, self.silent = config, model, answered, 0
         self.replicas = [
             Replica(
@@ -124,13 +124,13 @@ class Servers:
             for url in config.base_urls
         ]  # fmt: skip
         self.given_back = asyncio.Condition()
-        self.failures, self.reason = 0, ""  # of all replicas, and why the last
-        self.alive_at = 0  # how many there were when one last said anything
+        self.failures, self.reason = 0, ""  # of all replicas, and the reason of the last
+        self.alive_at = 0  # how many failures there had been at the last reply of any kind
 
     async def take(self, turn: int) -> Replica:
-        """The replica whose turn it is (all samples of a prompt at one, whose prefix cache then serves them), or
-        another that has room, as soon as one has. Raises NoAnswer if all have been dead for long: those who wait need
-        not find out each in their turn."""
+        """The replica whose turn it is (all samples of a prompt at one, for its prefix cache), or another, as soon as
+        one has room. Raises NoAnswer if all have been dead for long, so that not every waiting request has to find
+        out by itself."""
         most = DEAD * (self.config.max_retries + 1) * len(self.replicas)
         order = [self.replicas[(turn + i) % len(self.replicas)] for i in range(len(self.replicas))]
         async with self.given_back:
@@ -159,38 +159,40 @@ class Servers:
             body: messages and sampling settings, as the API names them; `extra_body` of the config is laid over them.
 
         Raises:
-            NoAnswer: the server refuses the question, or gave no answer however often it was asked.
-            UserError: the key or the model's name is wrong: no question will be answered.
+            NoAnswer: the server refuses the request, or no try got an answer.
+            UserError: the key or the model's name is wrong: no request will be answered.
         """
-        reason, replica_failed, body = "", False, laid_over(body, self.config.extra_body)
+        reason, replica_failed, body = "", False, merge_bodies(body, self.config.extra_body)
         for tries in range(self.config.max_retries + 1):
-            if reason and not replica_failed:  # by itself: others must not wait for what a server chokes on
+            if (
+                reason and not replica_failed
+            ):  # this request alone: others must not wait for one that a server cannot handle
                 await asyncio.sleep(min(PAUSE * 2 ** (tries - 1), LONGEST_PAUSE) * random.uniform(1.0, 1.25))
             replica, replica_failed = await self.take(number + tries), False
-            asked_to_wait = None
+            retry_after = None
             try:
                 answer = await asyncio.wait_for(self.try_once(replica, body), self.config.timeout)
                 replica.answered(self.config.concurrency)
                 self.answered += 1
                 return answer
             except openai.APIStatusError as error:
-                reason = f"{error.status_code}: {first_words(error)}"
-                # Once something was answered, 403 and 404 say no to the question (moderation), not to key or name.
+                reason = f"{error.status_code}: {short_message(error)}"
+                # After the first answer, 403 and 404 refuse the request (moderation), not the key or the name.
                 if error.status_code == 401 or (error.status_code in (403, 404) and not self.answered):
                     raise UserError(refusal(replica, self.model, self.config, reason)) from None
-                if error.status_code not in TRIED_AGAIN and error.status_code < 500:
+                if error.status_code not in RETRIED and error.status_code < 500:
                     raise Refused(reason) from None
-                asked_to_wait = seconds_asked_for(error.response.headers)
-                replica_failed = error.status_code in OVERLOADED or asked_to_wait is not None
+                retry_after = read_retry_after(error.response.headers)
+                replica_failed = error.status_code in OVERLOADED or retry_after is not None
             except (TimeoutError, openai.APITimeoutError):
                 reason, replica_failed = f"no answer in {self.config.timeout:g} seconds", True
             except (openai.APIError, Unreadable) as error:  # no connection, half an answer, or garbage
-                reason = f"{type(error).__name__}: {first_words(error)}"
+                reason = f"{type(error).__name__}: {short_message(error)}"
                 replica_failed = isinstance(error, openai.APIConnectionError)
             finally:
                 if replica_failed:
-                    self.failures, self.reason = self.failures + replica.failed(asked_to_wait), reason
-                else:  # an answer, or at least a word
+                    self.failures, self.reason = self.failures + replica.failed(retry_after), reason
+                else:  # it replied
                     self.alive_at = self.failures
                 await self.give_back(replica)
         raise NoAnswer(f"{reason} ({self.config.max_retries + 1} tries)")
@@ -200,34 +202,34 @@ class Servers:
         return read_answer(raw.text)
 
     async def ask_all(
-        self, questions: Iterable, answer: Callable, keep: Callable[[object, dict], None]
+        self, requests: Iterable, answer: Callable, keep: Callable[[object, dict], None]
     ) -> list[tuple[object, str]]:
-        """Every question answered and kept, `concurrency` under way for each server.
+        """Has every request answered and kept, `concurrency` in flight for each server.
 
         Args:
-            questions: whatever `answer` takes; drawn as they are needed.
-            answer: `async (servers, question) -> result`, which may raise NoAnswer.
-            keep: `(question, result)`, called as results come.
+            requests: whatever `answer` takes; consumed as needed.
+            answer: `async (servers, request) -> result`, which may raise NoAnswer.
+            keep: `(request, result)`, called as results come.
 
         Returns:
-            (question, why) of those without an answer.
+            (request, reason) of those without an answer.
         """
-        waiting, failed = iter(questions), []
+        waiting, failed = iter(requests), []
 
         async def work() -> None:
-            for question in waiting:
+            for request in waiting:
                 if self.silent >= self.config.give_up_after:
-                    failed.append((question, f"not asked: {self.silent} questions in a row had no answer"))
+                    failed.append((request, f"not sent: {self.silent} requests in a row had no answer"))
                     continue
                 try:
-                    result = await answer(self, question)
+                    result = await answer(self, request)
                 except NoAnswer as error:
-                    # Who refuses is there, if it ever answered.
+                    # A server that refuses is up, if it ever answered.
                     self.silent = 0 if isinstance(error, Refused) and self.answered else self.silent + 1
-                    failed.append((question, str(error)))
+                    failed.append((request, str(error)))
                 else:
                     self.silent = 0
-                    keep(question, result)
+                    keep(request, result)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -240,26 +242,26 @@ class Servers:
                 await replica.client.close()
         return failed
 
-    async def warn_of_other_models(self) -> None:
-        """Says which servers list other models only, or none; they are asked all the same: some answer to names that
-        they do not list. Raises UserError for a key that is refused."""
+    async def check_models(self) -> None:
+        """Warns of servers that do not list the model. They are used all the same: some answer to names that they do
+        not list. Raises UserError for a key that is refused."""
         for replica in self.replicas:
             try:
                 listed = await asyncio.wait_for(replica.client.models.list(), min(10.0, self.config.timeout))
                 names = [model.id for model in listed.data]
             except openai.AuthenticationError as error:
-                raise UserError(refusal(replica, self.model, self.config, f"401: {first_words(error)}")) from None
+                raise UserError(refusal(replica, self.model, self.config, f"401: {short_message(error)}")) from None
             except (openai.APIError, TimeoutError, AttributeError, TypeError, ValueError) as error:
-                say("WARNING", f"{replica.url} does not list its models ({first_words(error)}); asked all the same")
+                say("WARNING", f"{replica.url} does not list its models ({short_message(error)}); used all the same")
                 continue
             if names and self.model not in names:
                 others = f" and {len(names) - 5} more" if len(names) > 5 else ""
-                told = f"{', '.join(names[:5])}{others}"
-                say("WARNING", f"{replica.url} does not list {self.model}, but {told}; asked all the same")
+                listed = f"{', '.join(names[:5])}{others}"
+                say("WARNING", f"{replica.url} does not list {self.model}, but {listed}; used all the same")
 
 
-def laid_over(body: dict, extra: dict) -> dict:
-    """A request with the config's `extra_body` over it; what is null there is taken away."""
+def merge_bodies(body: dict, extra: dict) -> dict:
+    """A request's body with the config's `extra_body` over it; null there removes a field."""
     extra = body.get("extra_body", {}) | extra
     body = {key: value for key, value in body.items() if key not in {"extra_body", *extra}}
     return body | {"extra_body": {key: value for key, value in extra.items() if value is not None}}
@@ -267,13 +269,13 @@ def laid_over(body: dict, extra: dict) -> dict:
 
 def refusal(replica: Replica, model: str, config: ServerConfig, reason: str) -> str:
     if reason.startswith("404"):
-        return f"base_urls: {replica.url} knows no {model}, or is no OpenAI-compatible API ({reason})"
-    there = "is set" if os.environ.get(config.api_key_variable) else "is not set"
-    return f"base_urls: {replica.url} refuses the key ({reason}). {config.api_key_variable} {there} in the environment"
+        return f"base_urls: {replica.url} does not know {model}, or is not an OpenAI-compatible API ({reason})"
+    state = "is set" if os.environ.get(config.api_key_variable) else "is not set"
+    return f"base_urls: {replica.url} refuses the key ({reason}). {config.api_key_variable} {state} in the environment"
 
 
-def seconds_asked_for(headers) -> float | None:
-    """What a server that limits rates asks to wait: its retry-after-ms, or retry-after in seconds or as a date."""
+def read_retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a rate-limiting server wants: its retry-after-ms, or retry-after in seconds or as a date."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers[name]) * unit
@@ -282,12 +284,12 @@ def seconds_asked_for(headers) -> float | None:
         except ValueError:
             try:
                 seconds = parsedate_to_datetime(headers[name]).timestamp() - time.time()
-            except ValueError:  # nor a date
+            except ValueError:  # not a date either
                 continue
         return min(max(0.0, seconds), LONGEST_WAIT)
     return None
 
 
-def first_words(error: BaseException) -> str:
+def short_message(error: BaseException) -> str:
     text = error.response.text if isinstance(error, openai.APIStatusError) else str(error)
     return " ".join(text.split())[:200] or type(error).__name__

@@ -10,11 +10,13 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from data_prep.files.journal import Journal
-from data_prep.sampling.server import Refused, ServerConfig, Servers
+from data_prep.files import Journal
+from data_prep.sampling import Refused, ServerConfig, Servers
+from utils.data import message_text
 from utils.files import Ticker
 
-RUBRIC = "Is it right, does it answer what was asked, is it clear, and no longer than it needs to be?"
+Places = list[tuple[int, int]]  # (row, response) each
+RUBRIC = "Is it right, does it answer the question, is it clear, and no longer than it needs to be?"
 SCORE = """Judge a response to a question by this rubric:
 {rubric}
 
@@ -37,8 +39,8 @@ Response A:
 Response B:
 {b}
 
-Reason briefly; the order says nothing. Then end with a line of its own: Verdict: A, Verdict: B or Verdict: tie."""
-FORMS = {
+Reason briefly; the order means nothing. Then end with a line of its own: Verdict: A, Verdict: B or Verdict: tie."""
+VERDICTS = {
     "score": re.compile(r"score\W{0,9}(?:\\boxed\{)?(10|[1-9])\b(?![.,][0-9])", re.I),
     "pairs": re.compile(r"verdict\W{0,9}(?:response )?(a|b|tie)\b", re.I),
 }
@@ -62,86 +64,83 @@ class JudgeConfig(ServerConfig):
 
 def judge_all(
     rows: list[dict],
-    places: list[tuple[int, int]],
+    places: Places,
     questions: list[tuple[int, int, int]],
-    settings: JudgeConfig,
+    config: JudgeConfig,
     journal: Journal,
 ) -> tuple[list[float | None], list[str]]:
-    """A score of each response, 0 to 1, or None; and why there is none. What was judged is in the journal, and not
-    asked again.
+    """A score of each response, 0 to 1, or None; and why verdicts are missing. Those in the journal are not requested
+    again.
 
-    A pair whose verdict turns with the order is a tie: the judge saw the place, not the response.
+    A pair whose verdict changes with the order is a tie: the judge preferred a position, not a response.
     """
 
     async def answer(servers: Servers, number: int) -> dict:
-        return {"verdict": await verdict(servers, settings, rows, questions[number], number)}
+        return {"verdict": await request_verdict(servers, config, rows, questions[number], number)}
 
-    def keep(number: int, found: dict) -> None:
-        journal.add([{"request": number} | found])
+    def keep(number: int, result: dict) -> None:
+        journal.add([{"request": number} | result])
         ticker.tick()
 
     async def run() -> list:
-        servers = Servers(settings, settings.judge_model, len(questions) - len(missing))
-        await servers.warn_of_other_models()
+        servers = Servers(config, config.judge_model, len(questions) - len(missing))
+        await servers.check_models()
         return await servers.ask_all(missing, answer, keep)
 
     missing, failed = np.flatnonzero(~journal.answered).tolist(), []
     if missing:  # else no server is needed
         with Ticker("judge", len(questions), len(questions) - len(missing)) as ticker:
             failed = asyncio.run(run())
-    found = [journal.get(number) for number in range(len(questions))]
-    scores = tally(questions, [answer["verdict"] if answer else None for answer in found], places, settings.judge_mode)
-    return scores, [why for _, why in failed]
+    results = [journal.get(number) for number in range(len(questions))]
+    verdicts = [result["verdict"] if result else None for result in results]
+    return tally(questions, verdicts, places, config.judge_mode), [reason for _, reason in failed]
 
 
-def make_questions(rows: list[dict], places: list[tuple[int, int]], mode: str) -> list[tuple[int, int, int]]:
-    """(row, response, other response), the other being itself where each is scored alone."""
+def make_questions(rows: list[dict], places: Places, mode: str) -> list[tuple[int, int, int]]:
+    """(row, response, other response); where each is scored alone, the other is the response itself."""
     if mode == "score":
         return [(i, k, k) for i, k in places]
     return [(i, *two) for i, row in enumerate(rows) for two in itertools.permutations(range(len(row["responses"])), 2)]
 
 
-async def verdict(servers: Servers, settings: JudgeConfig, rows: list[dict], question: tuple, number: int) -> str:
-    """What the judge says: "1" to "10", or "a", "b", "tie". Raises Refused if it ends in no verdict, asked thrice."""
+async def request_verdict(
+    servers: Servers, config: JudgeConfig, rows: list[dict], question: tuple[int, int, int], number: int
+) -> str:
+    """The judge's "1" to "10", or "a", "b", "tie". Raises Refused if three replies have none."""
     i, first, second = question
-    row, form = rows[i], SCORE if settings.judge_mode == "score" else PAIR
-    gold = f"\nA right answer, for comparison:\n{row['answer']}\n" if row.get("answer") else ""
-    text = form.format(
-        rubric=settings.judge_rubric, question=as_text(row["prompt"]), reference=gold,
-        a=as_text(row["responses"][first]["completion"]), b=as_text(row["responses"][second]["completion"]),
+    row, template = rows[i], SCORE if config.judge_mode == "score" else PAIR
+    reference = f"\nA right answer, for comparison:\n{row['answer']}\n" if row.get("answer") else ""
+    text = template.format(
+        rubric=config.judge_rubric, question=transcript(row["prompt"]), reference=reference,
+        a=transcript(row["responses"][first]["completion"]), b=transcript(row["responses"][second]["completion"]),
     )  # fmt: skip
     for attempt in range(3):
-        body = {"messages": [{"role": "user", "content": text}], "max_tokens": settings.judge_max_tokens}
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": config.judge_max_tokens}
         body |= {"temperature": 0.0 if attempt == 0 else 0.7, "seed": number + attempt}
-        said = (await servers.ask(number, body))["content"]
-        if found := FORMS[settings.judge_mode].findall(said.rpartition("</think>")[2]):
+        reply = (await servers.ask(number, body))["content"]
+        if found := VERDICTS[config.judge_mode].findall(reply.rpartition("</think>")[2]):
             return found[-1].lower()
-    raise Refused(f"the judge ends in no verdict: {said[-80:]!r}")
+    raise Refused(f"the judge's reply has no verdict: {reply[-80:]!r}")
 
 
-def as_text(messages: list[dict]) -> str:
-    """A dialogue for a judge: one message as it is, several by their roles."""
-    texts = [m.get("content") or str(m.get("tool_calls") or "") for m in messages]
+def transcript(messages: list[dict]) -> str:
+    """A dialogue for a judge: one message as it is, several with their roles."""
     if len(messages) == 1:
-        return texts[0]
-    return "\n".join(f"[{m['role']}] {text}" for m, text in zip(messages, texts, strict=True))
+        return message_text(messages[0])
+    return "\n".join(f"[{message['role']}] {message_text(message)}" for message in messages)
 
 
-def tally(
-    questions: list[tuple], verdicts: list[str | None], places: list[tuple[int, int]], mode: str
-) -> list[float | None]:
+def tally(questions: list[tuple], verdicts: list[str | None], places: Places, mode: str) -> list[float | None]:
     """The score of each response from the verdicts; None where one of its verdicts is missing."""
     if mode == "score":
-        return [(int(said) - 1) / 9 if said else None for said in verdicts]
+        return [(int(verdict) - 1) / 9 if verdict else None for verdict in verdicts]
     points: dict[tuple[int, int], list[float | None]] = defaultdict(list)
-    said = dict(zip(questions, verdicts, strict=True))
-    for (i, a, b), one in said.items():
-        other = said[i, b, a]
-        if one is None or other is None:
-            points[i, a].append(None)
-            continue
-        wins = (one == "a") + (other == "b")  # shown first, and shown second
-        loses = (one == "b") + (other == "a")
-        points[i, a].append(1.0 if wins == 2 else 0.0 if loses == 2 else 0.5)
+    by_question = dict(zip(questions, verdicts, strict=True))
+    for (i, a, b), verdict in by_question.items():
+        reverse = by_question[i, b, a]
+        wins = (verdict == "a") + (reverse == "b")  # shown first, and shown second
+        losses = (verdict == "b") + (reverse == "a")
+        known = verdict is not None and reverse is not None
+        points[i, a].append((1.0 if wins == 2 else 0.0 if losses == 2 else 0.5) if known else None)
     means = {place: None if None in found else sum(found) / len(found) for place, found in points.items()}
     return [means.get(place, 0.5) for place in places]  # a single response has nothing to win against

@@ -8,183 +8,148 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import PartialState
-from huggingface_hub import try_to_load_from_cache
-from transformers import AutoTokenizer
-
-from data_prep.files.journal import Journal
-from data_prep.files.jsonl import digest_of
-from data_prep.sampling.local import weights_digest
-from data_prep.scoring.judge import judge_all, make_questions
-from utils.config import UserError
+from data_prep.files import Journal, digest_of
+from data_prep.scoring.judge import Places, judge_all, make_questions
+from utils.config import ROOT, UserError, describe_error
 from utils.files import Ticker
-from utils.model import SPARE_PADS, context_length, find_folder, load_reward_model
-from utils.rewards import NOT_ARGUMENTS, call_reward, find_reward
-from utils.run import quiet
+from utils.rewards import NOT_ARGUMENTS, call_reward, find_reward, is_shipped
 
-LOT = 1024  # responses that are scored and kept at once
-TEXTS = 16  # that a reward model reads at once
-Score = Callable[[list[tuple[int, int]]], list[float | None]]  # (row, response) each -> a score each
-OF_TRAINING = ("completion_ids", "max_completion_length", "environments")  # what only a trainer can give
+if TYPE_CHECKING:
+    from data_prep.best_of_k import BestOfKConfig
+
+BATCH = 1024  # responses that are scored and kept at once
+TRAINING_ONLY = ("completion_ids", "max_completion_length", "environments")  # arguments that only a trainer has
+Scorer = Callable[[Places], list[float | None]]
 
 
-def score_all(rows: list[dict], settings) -> tuple[list[list[dict]], list[str], list[Path]]:
-    """Each row's responses with `score` and `right`; why the judge gave some none; and the journals of functions, to
-    be removed when the outputs are written.
+def score_all(rows: list[dict], config: "BestOfKConfig") -> tuple[list[list[dict]], list[str], list[Path]]:
+    """Each row's responses with `score` and `right`; why verdicts of the judge are missing; and the journals of
+    functions, to be removed once the outputs are written.
 
-    Scores are kept beside the data set, by what they hang on: killed and started again, nothing is scored twice, and
-    what a judge or a reward model said serves later choices too. `score` is the weighted sum; it and `right` are None
-    where the judge failed or a function does not apply.
+    Scores are kept beside the data set, by what they depend on: a run that was killed scores nothing twice, and the
+    scores of a judge or reward model serve later selections too. `score` is the weighted sum; it and `right` are None
+    where a verdict is missing or a function does not apply.
 
     Raises:
         UserError: a function or model that cannot score the responses.
     """
+    from utils.run import quiet
+
     quiet()
     places = [(i, k) for i, row in enumerate(rows) for k in range(len(row["responses"]))]
     columns, failed, journals = [], [], []
-    for name in settings.score_funcs:
+    for name in config.score_funcs:
         if name != "judge" and not is_model(name):
-            find_reward("score_funcs", name)  # told before anything is scored
-    for name in settings.score_funcs:
-        questions = make_questions(rows, places, settings.judge_mode) if name == "judge" else places
-        journal = open_journal(name, settings, len(questions))
+            find_reward("score_funcs", name)  # so that a mistake is reported before anything is scored
+    for name in config.score_funcs:
+        questions = make_questions(rows, places, config.judge_mode) if name == "judge" else places
+        journal = open_journal(name, config, len(questions))
         if name == "judge":
-            scores, failed = judge_all(rows, places, questions, settings, journal)
+            scores, failed = judge_all(rows, places, questions, config, journal)
         else:
-            scores = score_lots(name, settings.dtype, rows, places, journal)
+            scores = score_batches(name, config.dtype, rows, places, journal)
         columns.append(scores)
         journal.close(remove=False)
-        journals += [] if name == "judge" or is_model(name) else [journal.path]
-    weights = settings.score_weights or [1.0] * len(columns)
-    made: list[list[dict]] = [[] for _ in rows]
+        journals += [] if is_costly(name) else [journal.path]
+    weights = config.score_weights or [1.0] * len(columns)
+    scored: list[list[dict]] = [[] for _ in rows]
     for (i, k), *parts in zip(places, *columns, strict=True):
         known = None not in parts
         score = round(sum(w * part for w, part in zip(weights, parts, strict=True)), 6) if known else None
-        right = parts[0] >= settings.passes_at if known else None
-        made[i].append(rows[i]["responses"][k] | {"score": score, "right": right})
-    return made, failed, journals
+        right = parts[0] >= config.passes_at if known else None
+        scored[i].append(rows[i]["responses"][k] | {"score": score, "right": right})
+    return scored, failed, journals
 
 
-def open_journal(name: str, settings, requests: int) -> Journal:
-    """DATASET.scores_….journal.jsonl, named by what these scores hang on."""
-    asked = {"responses": digest_of(settings.dataset_name), "by": name}
-    if name == "judge":
-        config = asdict(settings)
-        asked |= {key: config[key] for key in ("judge_model", "judge_mode", "judge_rubric", "judge_max_tokens")}
-        asked |= {"extra_body": config["extra_body"]}
-    elif is_model(name):
-        asked |= {"model": model_digest(name), "dtype": settings.dtype}
-    else:
-        module = importlib.import_module(name.rpartition(".")[0] if "." in name else "utils.rewards")
-        asked |= {"code": digest_of(module.__file__)}
-    mark = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-    dataset, kept = Path(settings.dataset_name), name == "judge" or is_model(name)
-    path = dataset.with_name(f"{dataset.stem}.scores_{mark}.jsonl")
-    return Journal(path, asked, requests, start_over=settings.start_over and not kept)
-
-
-def model_digest(name: str) -> list[str | None]:
-    """What tells one reward model from another: weights, config, tokenizer and template, or the hub's commit."""
-    folder = Path(find_folder(name))
-    if not folder.is_dir():
-        cached = try_to_load_from_cache(name, "config.json")
-        return [Path(cached).parent.name if isinstance(cached, str) else None]
-    texts = sorted([*folder.glob("*.json"), *folder.glob("*.jinja")])
-    return [weights_digest(str(folder)), *(digest_of(path) for path in texts)]
+def is_costly(name: str) -> bool:
+    return name == "judge" or is_model(name)
 
 
 def is_model(name: str) -> bool:
+    from utils.model import find_folder
+
     return "/" in name or Path(find_folder(name)).is_dir()
 
 
-def score_lots(
-    name: str, dtype: str | None, rows: list[dict], places: list[tuple[int, int]], journal: Journal
+def open_journal(name: str, config: "BestOfKConfig", requests: int) -> Journal:
+    """DATASET.scores_….journal.jsonl, named by a hash of what these scores depend on."""
+    settings = {"responses": digest_of(config.dataset_name), "by": name}
+    if name == "judge":
+        fields = ("judge_model", "judge_mode", "judge_rubric", "judge_max_tokens", "extra_body")
+        settings |= {key: value for key, value in asdict(config).items() if key in fields}
+    elif is_model(name):
+        from data_prep.scoring.reward_model import model_digest
+
+        settings |= {"model": model_digest(name), "dtype": config.dtype}
+    else:
+        own = sorted((ROOT / "utils/rewards").glob("*.py"))
+        files = own if is_shipped(name) else [importlib.import_module(name.rpartition(".")[0]).__file__]
+        settings |= {"code": list(map(digest_of, files))}
+    mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    dataset = Path(config.dataset_name)
+    path = dataset.with_name(f"{dataset.stem}.scores_{mark}.jsonl")
+    return Journal(path, settings, requests, start_over=config.start_over and not is_costly(name))
+
+
+def score_batches(
+    name: str, dtype: str | None, rows: list[dict], places: Places, journal: Journal
 ) -> list[float | None]:
-    """What a function or a reward model gives to each response, lot by lot; what the journal has is not done again."""
-    lots = [range(first, min(first + LOT, len(places))) for first in range(0, len(places), LOT)]
-    missing = [lot for lot in lots if not journal.answered[lot].all()]
+    """The scores of a function or a reward model, batch by batch, except for those that the journal has."""
+    batches = [range(first, min(first + BATCH, len(places))) for first in range(0, len(places), BATCH)]
+    missing = [batch for batch in batches if not journal.answered[batch].all()]
     if missing:
-        score = by_model(name, dtype, rows) if is_model(name) else by_function(name, rows)
+        score = scorer_of(name, dtype, rows)
         with Ticker("score", len(places), int(journal.answered.sum())) as ticker:
-            for lot in missing:
-                found = score([places[number] for number in lot])
-                journal.add([{"request": n, "score": part} for n, part in zip(lot, found, strict=True)])
-                ticker.tick(len(lot))
+            for batch in missing:
+                scores = score([places[number] for number in batch])
+                journal.add([{"request": n, "score": part} for n, part in zip(batch, scores, strict=True)])
+                ticker.tick(len(batch))
     return [journal.get(number)["score"] for number in range(len(places))]
 
 
-def by_function(name: str, rows: list[dict]) -> Score:
+def scorer_of(name: str, dtype: str | None, rows: list[dict]) -> Scorer:
+    if not is_model(name):
+        return function_scorer(name, rows)
+    from data_prep.scoring.reward_model import model_scorer
+
+    return model_scorer(name, dtype, rows)
+
+
+def function_scorer(name: str, rows: list[dict]) -> Scorer:
     """A reward function, called as TRL calls it; None from it means that it does not apply."""
     function = find_reward("score_funcs", name)
-    wanted = [key for key in OF_TRAINING if key in inspect.signature(function).parameters]
-    if wanted:
-        raise UserError(f"score_funcs: {name} needs {wanted[0]}, which there is in training alone")
+    missing = [key for key in TRAINING_ONLY if key in inspect.signature(function).parameters]
+    if missing:
+        raise UserError(f"score_funcs: {name} needs {missing[0]}, which exists only in training")
     columns = sorted({key for row in rows for key in row} - {*NOT_ARGUMENTS, "responses"})
 
-    def score(places: list[tuple[int, int]]) -> list[float | None]:
-        arguments = {key: [rows[i].get(key) for i, _ in places] for key in columns}
-        arguments["prompts"] = [rows[i]["prompt"] for i, _ in places]
-        arguments["completions"] = [rows[i]["responses"][k]["completion"] for i, k in places]
+    def arguments(places: Places, columns: list[str]) -> dict[str, list]:
+        return {key: [rows[i].get(key) for i, _ in places] for key in columns} | {
+            "prompts": [rows[i]["prompt"] for i, _ in places],
+            "completions": [rows[i]["responses"][k]["completion"] for i, k in places],
+        }
+
+    def score(places: Places) -> list[float | None]:
         try:
-            found = call_reward(function, arguments)
-        except Exception as error:  # it may be the user's own function, and is told of the row that it cannot score
-            raise UserError(f"score_funcs: {fault(function, name, rows, places) or error}") from None
-        if len(found) != len(places):
-            raise UserError(f"score_funcs: {name} gives {len(found)} scores for {len(places)} responses")
-        for (i, _), part in zip(places, found, strict=True):
+            scores = call_reward(function, arguments(places, columns))
+        except Exception as error:  # it may be the user's own function; find the row that it cannot score
+            raise UserError(f"score_funcs: {first_fault(places) or error}") from None
+        if len(scores) != len(places):
+            raise UserError(f"score_funcs: {name} returns {len(scores)} scores for {len(places)} responses")
+        for (i, _), part in zip(places, scores, strict=True):
             if not (part is None or (isinstance(part, (int, float)) and math.isfinite(part))):
-                raise UserError(f"score_funcs: {name} gives {part!r} to row {i + 1}, which is no score")
-        return found
-
-    return score
-
-
-def fault(function, name: str, rows: list[dict], part: list[tuple[int, int]]) -> str | None:
-    """The first row that a function cannot score, and why."""
-    for i, k in part:
-        columns = {key: [value] for key, value in rows[i].items() if key not in NOT_ARGUMENTS and key != "responses"}
-        asked = {"prompts": [rows[i]["prompt"]], "completions": [rows[i]["responses"][k]["completion"]]}
-        try:
-            call_reward(function, columns | asked)
-        except Exception as error:  # as above
-            return f"{name} cannot score row {i + 1}: {type(error).__name__}: {error}. Mend or remove the row"
-    return None
-
-
-def by_model(name: str, dtype: str | None, rows: list[dict]) -> Score:
-    """A reward model, which reads prompt and completion together, as its chat template writes them; None for what is
-    longer than its context."""
-    model = load_reward_model(name, dtype, "score_funcs")
-    tokenizer = AutoTokenizer.from_pretrained(find_folder(name))
-    if not tokenizer.chat_template:
-        raise UserError(f"score_funcs: the tokenizer of {name} has no chat template, so it cannot read messages")
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise UserError(f"score_funcs: {name} has no tokenizer of its own (transformers made an empty one)")
-    # The model scores at each text's last token that is no padding, so EOS must not be it.
-    pads = [tokenizer.pad_token, *SPARE_PADS]
-    pad = next((token for token in pads if token in tokenizer.get_vocab() and token != tokenizer.eos_token), None)
-    tokenizer.pad_token = pad or tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id if pad else None
-    size, context = TEXTS if pad else 1, context_length(model)
-
-    def score(places: list[tuple[int, int]]) -> list[float | None]:
-        dialogues = [rows[i]["prompt"] + rows[i]["responses"][k]["completion"] for i, k in places]
-        texts = tokenizer.apply_chat_template(dialogues, tokenize=False)
-        encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        scores: list[float | None] = [None] * len(places)
-        order = sorted(range(len(places)), key=lambda i: len(encoded[i]))  # like lengths waste no padding
-        order = [i for i in order if not context or len(encoded[i]) <= context]
-        for first in range(0, len(order), size):
-            part = order[first : first + size]
-            inputs = tokenizer.pad(
-                {"input_ids": [encoded[i] for i in part]}, padding_side="right", return_tensors="pt"
-            )
-            with torch.inference_mode():
-                logits = model(**{key: value.to(PartialState().device) for key, value in inputs.items()}).logits
-            for i, found in zip(part, logits[:, 0].float().tolist(), strict=True):
-                scores[i] = found
+                raise UserError(f"score_funcs: {name} returns {part!r} for row {i + 1}, which is not a score")
         return scores
+
+    def first_fault(places: Places) -> str | None:
+        for place in places:
+            own = [key for key in columns if key in rows[place[0]]]
+            try:
+                call_reward(function, arguments([place], own))
+            except Exception as error:  # as above
+                return f"{name} cannot score row {place[0] + 1}: {describe_error(error)}. Correct or remove the row"
+        return None
 
     return score
