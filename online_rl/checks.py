@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from trl import GRPOTrainer
 
+from online_rl.config import OnlineRLRecipe
 from online_rl.reward_checks import check_reward_names, check_rewards
 from online_rl.rollouts import equal_groups
 from utils import trl_internals
@@ -31,7 +32,7 @@ PROMPTS = 8  # prompts of the first rollout
 
 def preflight(
     trainer: GRPOTrainer,
-    config: Config,
+    config: Config[OnlineRLRecipe],
     train: Dataset,
     heldout: Dataset,
     metrics: dict[str, Callable],

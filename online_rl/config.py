@@ -46,7 +46,7 @@ class OnlineRLRecipe(RecipeConfig):
     system_prompt: Annotated[
         str | None, Field(description="Put before every prompt of messages that has no system message of its own.")
     ] = None
-    environment_factory: Annotated[
+    environment_factory: Annotated[  # type: ignore[misc]  # other methods have the base's class variable
         str | dict | None,
         Field(description="A class by its dotted path, as TRL takes it; or {name: class}, chosen by a row's column."),
     ] = None

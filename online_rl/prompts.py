@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from online_rl.config import OnlineRLRecipe
 from utils.config import Config, UserError
 from utils.data import BadRow, describe_row
 from utils.generation import Toolbox, encode_prompt, template_settings
@@ -30,7 +31,11 @@ def with_system_prompt(to_training_row: Callable[[dict], dict], system_prompt: s
 
 
 def drop_long_prompts(
-    rows: Dataset, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, toolbox: Toolbox, config: Config
+    rows: Dataset,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    toolbox: Toolbox,
+    config: Config[OnlineRLRecipe],
 ) -> Dataset:
     """The rows whose prompts leave room for a completion; the others, which TRL would let run into the end of the
     context, are counted in config.findings, and stop the run if they are most. What an environment adds to a prompt

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 from trl import GRPOTrainer
 
+from online_rl.config import OnlineRLRecipe
 from utils import trl_internals
 from utils.config import Config
 from utils.evaluation import SCORED_WHILE_TRAINING, Evaluation, answer, mean_scores
@@ -21,7 +22,7 @@ def watch_rollouts(
     heldout: Dataset,
     metrics: dict[str, Callable],
     toolbox: Toolbox,
-    config: Config,
+    config: Config[OnlineRLRecipe],
     before: Evaluation,
 ) -> None:
     """Keep the completions, and answer some held-out prompts `heldout_points` times, at equal distances in the run."""
@@ -39,7 +40,7 @@ class HeldoutScores(TrainerCallback):
         heldout: Dataset,
         metrics: dict[str, Callable],
         toolbox: Toolbox,
-        config: Config,
+        config: Config[OnlineRLRecipe],
         before: Evaluation,
     ) -> None:
         self.trainer, self.metrics, self.toolbox, self.config, self.before = trainer, metrics, toolbox, config, before

@@ -41,7 +41,6 @@ def main() -> None:
     from trl import SFTConfig, SFTTrainer
 
     from sft.checks import preflight
-    from sft.config import SFTRecipe
     from utils.config import parse_config
     from utils.data import load_splits
     from utils.evaluation import evaluate
@@ -51,7 +50,7 @@ def main() -> None:
     from utils.rewards import load_metrics
     from utils.run import open_run
 
-    config = parse_config(source, SFTConfig, SFTRecipe)
+    config = parse_config(source, SFTConfig)
     config.training.eval_packing = False  # held-out rows are measured one by one
     run = open_run(config)  # begins, goes on from the newest whole checkpoint, or says that the run is finished
     tokenizer = load_tokenizer(config)

@@ -15,7 +15,6 @@ from data_prep.filter import FilterConfig
 from data_prep.generate import GenerateConfig
 from dpo.config import DPORecipe
 from online_rl.config import OnlineRLRecipe
-from sft.config import SFTRecipe
 from utils.config import UserError, parse_config, parse_fields, read_config
 from utils.config import read as read_module
 
@@ -25,7 +24,7 @@ BASE = "model_name_or_path: tiny/base\ndataset_name: tiny/data/sft_messages.json
 def parse(tmp_path, text, *flags):
     path = tmp_path / "run.yaml"
     path.write_text(BASE + text)
-    return parse_config(read_config("", ["--config", str(path), *flags]), SFTConfig, SFTRecipe)
+    return parse_config(read_config("", ["--config", str(path), *flags]), SFTConfig)
 
 
 def message(tmp_path, text, *flags):
@@ -113,7 +112,7 @@ def test_a_missing_config_names_a_shipped_one(arguments):
 def test_missing_model_and_data(tmp_path):
     (tmp_path / "run.yaml").write_text("seed: 1\n")
     with pytest.raises(UserError) as error:
-        parse_config(read_config("", ["--config", str(tmp_path / "run.yaml")]), SFTConfig, SFTRecipe)
+        parse_config(read_config("", ["--config", str(tmp_path / "run.yaml")]), SFTConfig)
     assert "model_name_or_path: is missing" in str(error.value)
     assert "give either dataset_name or datasets" in str(error.value)
 
@@ -229,7 +228,7 @@ def test_every_shipped_config_is_valid(path, monkeypatch):
         parse_fields(read_config("", ["--config", str(path)], prepares), prepares)
         return
     folder, *classes = {
-        "sft": ("sft", SFTConfig, SFTRecipe), "dpo": ("dpo", DPOConfig, DPORecipe),
+        "sft": ("sft", SFTConfig), "dpo": ("dpo", DPOConfig, DPORecipe),
         "grpo": ("online_rl", GRPOConfig, OnlineRLRecipe),
     }[method]  # fmt: skip
     # Another run's output may not be there yet.

@@ -27,7 +27,6 @@ def test_the_core_trains_alone(tmp_path):
     lines = (ROOT / "sft/train.py").read_text().splitlines(keepends=True)
     kept = "".join(line for line in lines if not WITHOUT.search(line))
     (tmp_path / "sft/train.py").write_text(kept.replace("    trainer.train", "trainer.train"))
-    shutil.copy(ROOT / "sft/config.py", tmp_path / "sft/config.py")
     shutil.copytree(ROOT / "tiny/base", tmp_path / "my_model")
     shutil.copy(ROOT / "tiny/data/sft_messages.jsonl", tmp_path / "rows.jsonl")
     text = KEYS.sub("", (ROOT / "configs/sft_tiny.yaml").read_text())

@@ -14,7 +14,8 @@ from utils.config.findings import NAMES
 
 METHODS = ("sft", "dpo", "online_rl")
 for method in METHODS:
-    importlib.import_module(f"{method}.config")
+    if (ROOT / method / "config.py").is_file():
+        importlib.import_module(f"{method}.config")
 
 
 def imports_of(path):

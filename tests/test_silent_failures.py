@@ -34,9 +34,8 @@ from dpo.config import DPORecipe
 from online_rl import vllm_backend as backends
 from online_rl.config import OnlineRLRecipe
 from online_rl.rollouts import Completions
-from sft.config import SFTRecipe
 from sft.train import FORMATS
-from utils.config import parse_config, read_config
+from utils.config import RecipeConfig, parse_config, read_config
 from utils.config.findings import NAMES
 from utils.config.parse import resolve
 from utils.data import load_splits
@@ -60,7 +59,7 @@ class Case:
 
 
 CASES: list[Case] = []
-ALL_NAMES = NAMES | SFTRecipe.FINDINGS | DPORecipe.FINDINGS | OnlineRLRecipe.FINDINGS
+ALL_NAMES = NAMES | DPORecipe.FINDINGS | OnlineRLRecipe.FINDINGS
 
 
 def nothing(*_, **__):
@@ -161,12 +160,7 @@ def number_without_a_point(stage):
 )
 def dashes(stage):
     path = stage.yaml("sft", "")
-    assert (
-        parse_config(
-            read_config("", [f"--config={path}", "--max-steps", "3"]), SFTConfig, SFTRecipe
-        ).training.max_steps
-        == 3
-    )
+    assert parse_config(read_config("", [f"--config={path}", "--max-steps", "3"]), SFTConfig).training.max_steps == 3
     stage.run("learning-rate: 1e-3").tells("run.yaml:1: learning-rate: keys have no dashes. Write learning_rate")
 
 
@@ -1263,7 +1257,7 @@ def equal_but_for_rounding(stage):
 
 def config_of(stage, text, method="sft"):
     classes = {
-        "sft": (SFTConfig, SFTRecipe),
+        "sft": (SFTConfig, RecipeConfig),
         "dpo": (DPOConfig, DPORecipe),
         "grpo": (GRPOConfig, OnlineRLRecipe),
     }
@@ -1275,7 +1269,7 @@ def splits_of(stage, text, rows):
     if rows is not None:
         stage.write("rows.jsonl", rows)
     source = read_config("", ["--config", str(stage.yaml("sft", text, drop))])
-    return load_splits(parse_config(source, SFTConfig, SFTRecipe), lambda row: row, FORMATS, has_template=True)
+    return load_splits(parse_config(source, SFTConfig), lambda row: row, FORMATS, has_template=True)
 
 
 def copied_base(stage, change):

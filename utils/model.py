@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import trl
 from accelerate import PartialState
 from peft import AutoPeftModelForCausalLM, PeftConfig
 from safetensors import SafetensorError
@@ -15,7 +16,6 @@ from transformers import (
 )
 from trl import get_peft_config, get_quantization_config
 
-from utils import trl_internals
 from utils.config import ROOT, Config, UserError
 
 # Tokens that the model families keep for padding or never produce.
@@ -54,6 +54,8 @@ def read_tool_calls(tokenizer: PreTrainedTokenizerBase) -> None:
     """Make the tokenizer read tool calls back. Raises UserError for a chat template that cannot hold tools, or that
     TRL does not know how to read.
     """
+    from utils import trl_internals  # a recipe without tools needs no such file
+
     if not trl_internals.can_call_tools(tokenizer):
         raise UserError("tools: the chat template shows no tool calls or results. Write chat_template: qwen3_training")
     try:
@@ -69,11 +71,10 @@ def read_template(name: str) -> str:
     """A chat template's text: written out, from a .jinja file, or by the name of one that TRL ships."""
     if "{{" in name or "{%" in name:
         return name
-    path = Path(name) if Path(name).is_file() else trl_internals.SHIPPED_TEMPLATES / f"{name}.jinja"
+    folder = Path(trl.__file__).parent / "chat_templates"
+    path = Path(name) if Path(name).is_file() else folder / f"{name}.jinja"
     if not path.is_file():
-        shipped = sorted(
-            p.stem for p in trl_internals.SHIPPED_TEMPLATES.glob("*.jinja") if not p.stem.endswith("_training")
-        )
+        shipped = sorted(p.stem for p in folder.glob("*.jinja") if not p.stem.endswith("_training"))
         raise UserError(f"chat_template: {name!r} is neither a file nor one of TRL's: {', '.join(shipped)}")
     return path.read_text(encoding="utf-8")
 

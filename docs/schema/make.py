@@ -16,11 +16,10 @@ from data_prep.filter import FilterConfig
 from data_prep.generate import GenerateConfig
 from dpo.config import DPORecipe
 from online_rl.config import OnlineRLRecipe
-from sft.config import SFTRecipe
-from utils.config import json_schema
+from utils.config import RecipeConfig, json_schema
 
 CONFIGS = {
-    "sft": (SFTRecipe, ModelConfig, SFTConfig),
+    "sft": (RecipeConfig, ModelConfig, SFTConfig),
     "dpo": (DPORecipe, ModelConfig, DPOConfig),
     "grpo": (OnlineRLRecipe, ModelConfig, GRPOConfig),
     "generate": (GenerateConfig,),

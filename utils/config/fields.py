@@ -56,7 +56,7 @@ FREE_UNTIL_DONE = {
 
 
 def absolute(path: str, info: ValidationInfo) -> str:
-    return str(info.context / Path(path).expanduser()) if path else path
+    return str(Path(info.context or "") / Path(path).expanduser()) if path else path
 
 
 def existing(path: str) -> str:

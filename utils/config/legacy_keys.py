@@ -55,15 +55,15 @@ def mixture(value: object) -> str:
         items = [(path, share, None) for path, share in value.items()]
     else:
         return "write datasets: a list of {path, name, split, columns, fraction}"
-    parts = []
+    written = []
     for path, share, name in items:
         share = share if isinstance(share, (int, float)) else 1
         percent = round(share * 100, 6)  # a slice of a data set is written in whole percents or in rows
         first = f"{percent:g}%" if percent == int(percent) else f"({share} x its rows)"
         split = f", split: 'train[:{first}]'" if percent < 100 else ""
         if percent > 0:
-            parts.append(f"{{path: {path}" + (f", name: {name}" if name else "") + f"{split}}}")
-    return f"write datasets: [{', '.join(parts)}]"
+            written.append(f"{{path: {path}" + (f", name: {name}" if name else "") + f"{split}}}")
+    return f"write datasets: [{', '.join(written)}]"
 
 
 def shown(value: object) -> str:

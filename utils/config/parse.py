@@ -21,13 +21,19 @@ if typing.TYPE_CHECKING:
     from transformers import TrainingArguments
     from trl import ModelConfig
 
-MODEL_KEYS = {"torch_dtype": "dtype", "revision": "model_revision"}  # of model_init_kwargs -> their own keys
+MODEL_KEYS: dict[str, str | None] = {
+    "torch_dtype": "dtype",
+    "revision": "model_revision",
+}  # of model_init_kwargs -> their own keys
 MODEL_KEYS |= dict.fromkeys(("dtype", "attn_implementation", "trust_remote_code"))
 GPUS_PER_PROCESS = 1  # a Trainer that sees more would split each batch among them in one process
 
 
+Recipe = typing.TypeVar("Recipe", bound=RecipeConfig, covariant=True)
+
+
 @dataclass
-class Config:
+class Config(typing.Generic[Recipe]):
     """The checked config.
 
     Attributes:
@@ -39,7 +45,7 @@ class Config:
         findings: what is found during the run, by name.
     """
 
-    recipe: RecipeConfig
+    recipe: Recipe
     model: "ModelConfig"
     training: "TrainingArguments"
     given: dict

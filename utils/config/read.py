@@ -93,24 +93,25 @@ def read_config(doc: str, arguments: list[str] | None = None, fields: type = Rec
 
 def read_flags(arguments: list[str]) -> tuple[dict, list[str]]:
     """`--key value`, `--key=value`, `--key` (true), `--no_key` (false), `--key a b` (a list)."""
-    flags, mistakes, index = {}, [], 0
+    flags: dict[str, object] = {}
+    mistakes, index = [], 0
     while index < len(arguments):
         word = arguments[index]
         index += 1
         if not word.startswith("--"):
             mistakes.append(STRAY.format(word))
             continue
-        key, equals, value = word[2:].partition("=")
+        key, equals, text = word[2:].partition("=")
         key = key.replace("-", "_")
-        values = [FlagText(value)] if equals else []
+        values = [FlagText(text)] if equals else []
         while not equals and index < len(arguments) and not arguments[index].startswith("--"):
             values.append(FlagText(arguments[index]))
             index += 1
         if not values and key.startswith("no_") and not what_to_write(key, None):  # no_cuda was a key
             flags[key[3:]] = False
         else:
-            value = True if not values else values[0] if len(values) == 1 else values
-            flags[key] = None if value == "null" else value  # as in YAML
+            given = True if not values else values[0] if len(values) == 1 else values
+            flags[key] = None if given == "null" else given  # as in YAML
     return flags, mistakes
 
 
@@ -144,7 +145,8 @@ def read_yaml(path: Path) -> Source:
 
 def key_mistakes(places: list[tuple[str, str]]) -> list[str]:
     """Duplicate keys, of which other YAML readers take the last, and keys with dashes."""
-    first, mistakes = {}, []
+    first: dict[str, str] = {}
+    mistakes = []
     for key, place in places:
         if key in first:
             mistakes.append(f"{place}: {key}: stands twice (first at {first[key]}). Remove one")

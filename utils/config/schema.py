@@ -20,6 +20,7 @@ from utils.config.legacy_keys import instead_of
 from utils.config.source import ROOT, FlagText, Source, UserError
 
 Fields = typing.TypeVar("Fields")
+Hint = typing.Any  # a type as it is annotated, which Python has no type for
 BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 OUT_OF_RANGE = {"greater_than_equal", "greater_than", "less_than_equal", "less_than"}
 WORDS = {
@@ -27,7 +28,7 @@ WORDS = {
 }  # fmt: skip
 
 
-def field_types(cls: type, choices: dict[str, tuple] | None = None) -> dict[str, type]:
+def field_types(cls: typing.Any, choices: dict[str, tuple] | None = None) -> dict[str, Hint]:
     """What each field of a dataclass takes, as `Annotated[type, ..., Field(range, description)]`.
 
     Ours are declared so. A field of TRL gets its choices (its own, an enum's, or those of `choices`) as a Literal, and
@@ -41,21 +42,21 @@ def field_types(cls: type, choices: dict[str, tuple] | None = None) -> dict[str,
             allowed = f.metadata.get("choices") or (choices or {}).get(f.name) or [m.value for e in enums for m in e]
             hint = only(hint, allowed) if allowed else hint
             about = " ".join(f.metadata.get("help", "").split())
-            hint = Annotated[hint, Field(**RANGES.get(f.name, {}), description=about)]
+            hint = Annotated[hint, Field(**typing.cast(dict, RANGES.get(f.name, {})), description=about)]
         if f.init:
             found[f.name] = hint
     return found
 
 
-def only(hint: type, choices: typing.Iterable[str]) -> type:
+def only(hint: Hint, choices: typing.Iterable[str]) -> Hint:
     """The choices in place of text: `str | None` becomes `Literal["a", "b"] | None`."""
-    literal = Literal[tuple(choices)]
+    literal: Hint = Literal[tuple(choices)]
     if typing.get_origin(hint) is list:
         return list[literal]
     return literal | None if type(None) in members_of(hint) else literal
 
 
-def members_of(hint: type) -> tuple:
+def members_of(hint: Hint) -> tuple:
     """The plain types that a value may have: `(str, NoneType)` for `Annotated[Literal["a", "b"] | None, ...]`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
@@ -65,14 +66,14 @@ def members_of(hint: type) -> tuple:
     return (str,) if origin is Literal else (origin or hint,)
 
 
-def choices_of(hint: type) -> list[str]:
+def choices_of(hint: Hint) -> list[str]:
     """The words that a Literal anywhere in the type allows."""
     if typing.get_origin(hint) is Literal:
         return [choice for choice in typing.get_args(hint) if isinstance(choice, str)]
     return [choice for argument in typing.get_args(hint) for choice in choices_of(argument)]
 
 
-def described(hint: type) -> str:
+def described(hint: Hint) -> str:
     """What a field is for, and what it may be."""
     choices, about = choices_of(hint), hint.__metadata__[-1].description
     return f"{about} One of {', '.join(choices)}." if choices else about
@@ -94,7 +95,7 @@ def parse_fields(source: Source, cls: type[Fields]) -> Fields:
             values[key] = check_value(key, value, hints[key], base)
         except ValueError as error:
             source.mistake(key, str(error))
-    for f in dataclasses.fields(cls):
+    for f in dataclasses.fields(typing.cast(typing.Any, cls)):
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and f.name not in source.values:
             source.mistakes.append(f"{source.path.name}: {f.name}: is missing. {described(hints[f.name])}")
@@ -112,7 +113,7 @@ def unknown_key(key: str, fields: dict) -> str:
     return f"unknown key; did you mean {near[0]}?" if near else "unknown key; see --help"
 
 
-def check_value(key: str, value: object, hint: type, base: Path = ROOT) -> object:
+def check_value(key: str, value: typing.Any, hint: Hint, base: Path = ROOT) -> object:
     """The value in the field's type, as field_types gives it. Raises ValueError: what is wrong and what to write.
 
     Args:
@@ -128,7 +129,7 @@ def check_value(key: str, value: object, hint: type, base: Path = ROOT) -> objec
     if isinstance(value, str) and list in members and str not in members:
         value = [value]
     try:
-        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter: TypeAdapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
         checked = adapter.validate_python(value, strict=True, context=base)
     except ValidationError as error:
         raise ValueError(explain(key, value, hint, error)) from None
@@ -139,7 +140,7 @@ def check_value(key: str, value: object, hint: type, base: Path = ROOT) -> objec
     return checked
 
 
-def explain(key: str, value: object, hint: type, error: ValidationError) -> str:
+def explain(key: str, value: object, hint: Hint, error: ValidationError) -> str:
     """What is wrong with a value, and what to write."""
     found = {mistake["type"]: mistake for mistake in error.errors()}
     if "no_file" in found:
@@ -156,7 +157,7 @@ def explain(key: str, value: object, hint: type, error: ValidationError) -> str:
     return f"{value!r} is not {expected(members)}. Write {expected(members)}{quoted}"
 
 
-def range_of(hint: type) -> str:
+def range_of(hint: Hint) -> str:
     """A field's range in words: `at least 0 and at most 1`."""
     bounds = [item for limit in hint.__metadata__[-1].metadata for item in dataclasses.asdict(limit).items()]
     return " and ".join(f"{BOUNDS[name]} {bound}" for name, bound in bounds)

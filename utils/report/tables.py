@@ -60,7 +60,7 @@ def legend(metrics: dict) -> str:
 
 
 def shorten(text: str, most: int = 240) -> str:
-    text = visible(text).replace("\n", "⏎")
+    text = str(visible(text)).replace("\n", "⏎")
     return text if len(text) <= most else text[:most] + " …"
 
 
