@@ -16,9 +16,9 @@ os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 
 # `pytest -m quick`: every part of utils/, without long runs.
 QUICK = {
-    "test_alarms.py", "test_config.py", "test_data.py", "test_evaluation.py", "test_hygiene.py", "test_rewards.py",
-    "test_silent_config.py", "test_silent_data.py", "test_silent_failures.py", "test_silent_rewards.py",
-    "test_silent_tokens.py", "test_tools.py",
+    "test_alarms.py", "test_config.py", "test_hygiene.py", "test_rewards.py", "test_silent_config.py",
+    "test_silent_data.py", "test_silent_failures.py", "test_silent_online_rl.py", "test_silent_rewards.py",
+    "test_silent_run.py", "test_silent_tokens.py", "test_tools.py",
 }  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
 
 
 def digest(path):
-    """For comparing files: pytest would take hours to show where two files of weights differ."""
+    """To compare files with: pytest would take hours to show where two files of weights differ."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
