@@ -1,4 +1,4 @@
-"""Recipes are tested by their real command line, on the tiny world, with tiny numbers and one thread."""
+"""Recipes are tested by their real command line, on the tiny model and data, with tiny numbers and one thread."""
 
 import hashlib
 import os
@@ -11,12 +11,25 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"
-# Nothing is fetched in tests. An unroutable endpoint stands for a machine without network, wherever they run.
+# Tests download nothing: with this endpoint every machine is one without a network.
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+
+# `pytest -m quick`: every part of utils/, without long runs.
+QUICK = {
+    "test_alarms.py", "test_config.py", "test_hygiene.py", "test_rewards.py", "test_silent_config.py",
+    "test_silent_data.py", "test_silent_failures.py", "test_silent_online_rl.py", "test_silent_rewards.py",
+    "test_silent_run.py", "test_silent_tokens.py", "test_tools.py",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name in QUICK:
+            item.add_marker(pytest.mark.quick)
 
 
 def digest(path):
-    """For comparing files: pytest would take hours to show where two files of weights differ."""
+    """To compare files with: pytest would take hours to show where two files of weights differ."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
@@ -29,7 +42,7 @@ SMALL = {
 def recipe(
     *words, cwd=ROOT, script="sft/train.py", launcher=(sys.executable,), config="configs/sft_tiny.yaml", **flags
 ):
-    """Run a recipe as a user does; flags as keywords. Returns the finished process with stdout and stderr as text."""
+    """Run a recipe as a user does, with flags as keywords. Returns the finished process, its output as text."""
     command = [*launcher, str(ROOT / script), "--config", str(ROOT / config), *map(str, words)]
     for name, value in (SMALL | flags).items():
         command += [f"--{name}", str(value)]
@@ -38,7 +51,7 @@ def recipe(
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """One small run that ended well: its folder and what it printed."""
+    """One small run that succeeded: its folder and its stdout."""
     folder = tmp_path_factory.mktemp("runs") / "small"
     done = recipe(output_dir=folder)
     assert done.returncode == 0, done.stderr
@@ -47,7 +60,7 @@ def finished_run(tmp_path_factory):
 
 @pytest.fixture
 def stage(tmp_path, monkeypatch, capfd):
-    """A recipe run in this process, and the environment put back."""
+    """What runs a recipe in this process (stage.py). The environment is restored after the test."""
     from stage import Stage
 
     environment = dict(os.environ)

@@ -1,4 +1,7 @@
-"""A user's stage for tests: YAML and JSONL files in a folder of their own, a recipe run on them in this process."""
+"""A stage for tests that run a recipe: a folder with a run.yaml and a rows.jsonl, as a user would write them.
+
+The recipe runs in this process, which takes a tenth of the time of a new one and lets a test replace parts of it.
+"""
 
 import importlib.util
 import json
@@ -30,7 +33,7 @@ def assistant(text):
 
 
 def sums(count, start=0):
-    """Conversations that are all right."""
+    """Conversations without a fault."""
     return [
         {"messages": [user(f"Ann has {n} nuts and finds 3. How many?"), assistant(f"The answer is {n + 3}.")]}
         for n in range(start, start + count)
@@ -38,7 +41,7 @@ def sums(count, start=0):
 
 
 def pairs(count):
-    """Preference pairs that are all right."""
+    """Preference pairs without a fault."""
     return [
         {"prompt": row["messages"][:1], "chosen": row["messages"][1:], "rejected": [assistant(f"It is {n} or more.")]}
         for n, row in enumerate(sums(count))
@@ -55,19 +58,21 @@ ROWS = {"sft": sums(24), "dpo": pairs(24), "grpo": tasks(24)}
 
 @dataclass
 class Done:
-    """How a run ended: its exit code, and all that it said."""
+    """How a run ended: its exit code, and all that it printed, stdout before stderr."""
 
     code: int
     said: str
 
     def tells(self, *texts):
-        """Each text was said, in the message for the user: what, where and mend."""
+        """Assert that it printed each text, and no traceback."""
         for text in texts:
-            assert text in self.said, f"{text!r} is not said in:\n{self.said}"
+            assert text in self.said, f"exit code {self.code}, but it did not print {text!r}:\n{self.said}"
         assert "Traceback" not in self.said
 
 
 class Stage:
+    """What a test writes its files with and runs a recipe on; conftest.py makes one for each test."""
+
     def __init__(self, folder, monkeypatch, capfd):
         self.folder, self.monkeypatch, self.capfd = folder, monkeypatch, capfd
 
@@ -83,7 +88,7 @@ class Stage:
         sys.modules.pop(name, None)
 
     def yaml(self, method, text, drop=()):
-        """run.yaml: the lines of `text`, and what a run needs besides, but for the keys to drop."""
+        """Write run.yaml: the lines of `text`, then what else a run needs, except for the keys in `drop`."""
         keys = {line.split(":")[0] for line in text.splitlines()} | set(drop)
         keys |= {"dataset_name"} if "datasets" in keys else set()
         defaults = BASE | OWN[method] | {"output_dir": self.folder / "out", "dataset_name": self.folder / "rows.jsonl"}
@@ -91,7 +96,7 @@ class Stage:
         return self.write("run.yaml", "\n".join([text, *lines]) + "\n")
 
     def run(self, text="", rows=None, method="sft", flags=("--check",), drop=()):
-        """The recipe on a YAML whose first lines are `text` and on rows.jsonl, as its command line would run it."""
+        """Run the recipe as its command line would, on a YAML whose first lines are `text` and on rows.jsonl."""
         if rows is not None or not (self.folder / "rows.jsonl").exists():
             self.write("rows.jsonl", ROWS[method] if rows is None else rows)
         path = self.yaml(method, text, drop)

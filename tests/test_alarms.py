@@ -36,11 +36,11 @@ FALLING = [2.0 / (n + 1) for n in range(20)]
         (logs(reward=[0.1] * 3, rewards__mine__mean=[0.1, float("inf"), 0.1]), "rewards_not_finite", 2),
     ],
 )  # fmt: skip
-def test_each_alarm_is_raised_once_with_its_step_and_mend(history, name, step):
+def test_each_alarm_is_raised_once_with_its_step_and_what_to_do(history, name, step):
     [alarm] = find_alarms(history)
     assert (alarm.name, alarm.step) == (name, step)
-    mends = ("Lower", "Train fewer", "Take harder", "Raise it", "Read the", "Mend the")
-    assert any(mend in alarm.text for mend in mends)
+    advice = ("Lower", "Train fewer", "Take harder", "Raise it", "Read the", "Mend the", "Fix the", "Correct the")
+    assert any(words in alarm.text for words in advice)
 
 
 @pytest.mark.parametrize(
@@ -57,15 +57,17 @@ def test_each_alarm_is_raised_once_with_its_step_and_mend(history, name, step):
             heldout__right=[None] * 5 + [0.3] + [None] * 5 + [0.6],
             heldout__prompts=[None] * 5 + [100] + [None] * 5 + [100],
         ),
-        logs(reward=[0.1] * 3, rewards__mine__mean=[0.1, None, 0.1]),  # of other rows: it did not apply
-        logs(loss=[1.0] * 12, entropy=[1.0] * 6 + [0.01] * 6),  # SFT's entropy falls, and should
+        logs(
+            reward=[0.1] * 3, rewards__mine__mean=[0.1, None, 0.1]
+        ),  # None: the reward did not apply to that step's rows
+        logs(loss=[1.0] * 12, entropy=[1.0] * 6 + [0.01] * 6),  # in SFT entropy falls, as it should
     ],
 )
 def test_a_healthy_run_raises_none(history):
     assert names(history) == []
 
 
-def test_a_score_that_fell_is_told_after_training():
+def test_a_score_that_fell_is_reported_after_training():
     rising = logs(reward=[0.1] * 6 + [0.9] * 6)
     fell = {"exact_match": {"value": -0.2, "p_value": 0.001}, "heldout_loss": {"value": -1.0, "p_value": 0.001}}
     assert [alarm.name for alarm in score_fell(rising, fell)] == ["reward_hacking"]

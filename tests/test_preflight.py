@@ -1,4 +1,4 @@
-"""The preflight lets healthy runs pass, and leaves no trace in them."""
+"""The preflight passes healthy runs, and does not change them."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ THOUGHT = assistant("<think>\nOne more.\n</think>\n\nIt is 3.")
 TOOL = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {
     "type": "object", "properties": {"a": {"type": "integer"}}}}}  # fmt: skip
 TEXT = {"prompt": "Ann has", "completion": " 3 nuts."}
-STANDS = "accept: [equal_rewards, clipped_completions]"
+ACCEPT = "accept: [equal_rewards, clipped_completions]"
 
 
 def chats(*turns, **columns):
@@ -37,14 +37,14 @@ HEALTHY = {
     ),
     "packing": ("packing: true", sums(24)),
     "LoRA": ("use_peft: true", sums(8)),
-    "a mask of bfloat16 weights and a fit rate": ("dtype: bfloat16\nlearning_rate: 1e-2", sums(8)),
+    "bfloat16 weights and a learning rate large enough": ("dtype: bfloat16\nlearning_rate: 1e-2", sums(8)),
     "long max_length, short rows": ("max_length: 4096", sums(8)),
     "rows held out": ("heldout_fraction: 0.3\neval_strategy: steps\neval_steps: 2", sums(40)),
 }
 
 
 @pytest.mark.parametrize("name", HEALTHY)
-def test_healthy_sft_passes_without_a_word(stage, name):
+def test_healthy_sft_passes_without_a_warning(stage, name):
     text, rows = HEALTHY[name]
     done = stage.run(text, rows=rows)
     assert done.code == 0, done.said
@@ -53,7 +53,7 @@ def test_healthy_sft_passes_without_a_word(stage, name):
 
 @pytest.mark.parametrize("text", ["", "use_peft: true", "precompute_ref_log_probs: true", "loss_type: [sigmoid, sft]"])
 @pytest.mark.parametrize("form", ["messages", "implicit", "texts", "implicit texts"])
-def test_healthy_dpo_passes_without_a_word(stage, form, text):
+def test_healthy_dpo_passes_without_a_warning(stage, form, text):
     rows = pairs(12)
     if "texts" in form:
         rows = [{"prompt": f"{n} + 1 =", "chosen": f" {n + 1}.", "rejected": f" {n + 2}."} for n in range(12)]
@@ -81,16 +81,16 @@ def test_healthy_rewards_are_not_stopped(stage, functions, names, answer):
     body = "".join(f"def {name}(completions, **kwargs):\n    return {code}\n" for name, code in functions.items())
     stage.module("my_rewards", "import numpy\n" + body)
     rows = [row | {"answer": answer} for row in tasks(12)]
-    done = stage.run(f"{STANDS}\nreward_funcs: {names}", rows=rows, method="grpo")
-    if "bonus" in functions:  # nothing that was tried fires it: that is told, and may be meant so
+    done = stage.run(f"{ACCEPT}\nreward_funcs: {names}", rows=rows, method="grpo")
+    if "bonus" in functions:  # no answer that was tried earns it: this is reported, and may be intended
         done.tells("constant_reward: bonus gives 0.0 to right, wrong")
-        stands = STANDS.replace("]", ", constant_reward]")
-        done = stage.run(f"{stands}\nreward_funcs: {names}", rows=rows, method="grpo")
+        accept = ACCEPT.replace("]", ", constant_reward]")
+        done = stage.run(f"{accept}\nreward_funcs: {names}", rows=rows, method="grpo")
     assert done.code == 0, done.said
-    assert ("gold_not_best" in done.said) == (answer == "B")  # that one is asked for in a form of its own, and told so
+    assert ("gold_not_best" in done.said) == (answer == "B")  # it wants a format of its own: a warning
 
 
-def test_a_metric_of_the_users_own_that_fails_is_told(stage):
+def test_a_metric_of_the_users_own_that_fails_is_reported(stage):
     stage.module("my_rewards", "def needs(completions, **kwargs):\n    return kwargs['nowhere']\n")
     held = stage.write("held.jsonl", sums(2, start=90))
     done = stage.run(f"eval_metrics: [my_rewards.needs]\nheldout_name: {held}")
@@ -101,16 +101,16 @@ def test_a_metric_of_the_users_own_that_fails_is_told(stage):
     )
 
 
-def test_gold_in_the_column_of_trl(stage):
+def test_gold_answers_in_the_column_that_trl_reads(stage):
     rows = [{"prompt": row["prompt"], "solution": "$3$"} for row in tasks(12)]
-    done = stage.run(f"{STANDS}\nreward_funcs: [trl.rewards.accuracy_reward]", rows=rows, method="grpo")
+    done = stage.run(f"{ACCEPT}\nreward_funcs: [trl.rewards.accuracy_reward]", rows=rows, method="grpo")
     assert done.code == 0, done.said
     assert "constant_reward" not in done.said
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "grpo"])
-def test_a_context_by_another_name_is_seen(stage, method):
-    """GPT-2 calls it n_positions; rows past it are told, not an index error."""
+def test_a_context_length_by_another_name_is_known(stage, method):
+    """GPT-2 calls it n_positions; rows that exceed it are reported, and do not end in an index error."""
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny/base")
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=1, n_head=2))
     model.save_pretrained(stage.folder / "gpt2")
@@ -128,7 +128,7 @@ def test_a_context_by_another_name_is_seen(stage, method):
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "grpo"])
 def test_the_preflight_leaves_no_trace(stage, method):
-    """With dropout, sampling and a reward that draws, a run is the same with the checks and without them."""
+    """With dropout, sampling and a random reward, a run is the same with the checks and without them."""
     dice = "import random\ndef dice(completions, **kwargs):\n    return [random.random() for c in completions]\n"
     stage.module("my_rewards", dice)
     text = "use_peft: true\nlora_dropout: 0.1\nsave_strategy: steps\nsave_steps: 4\nlearning_rate: 1e-3\n"

@@ -1,4 +1,4 @@
-"""A run's life by its real command line: folder, finished, changed, killed, started over, two processes, LoRA."""
+"""Runs by their real command line: folder, finished, changed, killed, started over, two processes, LoRA."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def metrics(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_the_folder_holds_what_the_contract_says(finished_run):
+def test_the_folder_holds_what_is_promised(finished_run):
     folder, _ = finished_run
     names = {path.name for path in folder.iterdir()}
     assert {
@@ -129,7 +129,7 @@ def test_check_writes_nothing(tmp_path):
 
 
 def kill_after(step, folder, **flags):
-    """Start a run and kill it with SIGKILL once checkpoint-`step` is whole."""
+    """Start a run and kill it with SIGKILL once checkpoint-`step` is complete."""
     command = [sys.executable, str(ROOT / "sft/train.py"), "--config", str(ROOT / "configs/sft_tiny.yaml")]
     for name, value in (SMALL | flags | {"output_dir": folder}).items():
         command += [f"--{name}", str(value)]
@@ -142,12 +142,12 @@ def kill_after(step, folder, **flags):
     assert not (folder / "metrics.json").is_file()
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     flags = {"max_steps": 16}
     alone = recipe(output_dir=tmp_path / "alone", **flags)
     assert alone.returncode == 0, alone.stderr
     kill_after(8, tmp_path / "killed", **flags)
-    torn = tmp_path / "killed" / "checkpoint-9998"  # a checkpoint that was cut while it was written
+    torn = tmp_path / "killed" / "checkpoint-9998"  # a checkpoint whose writing was interrupted
     shutil.copytree(tmp_path / "killed/checkpoint-8", torn)
     (torn / "trainer_state.json").write_text('{"global_step": 99')
     again = recipe(output_dir=tmp_path / "killed", **flags)
@@ -183,7 +183,7 @@ def test_a_run_killed_after_its_last_step_trains_no_further(finished_run, tmp_pa
     assert not (tmp_path / "run/checkpoint-7").exists()
 
 
-def test_held_out_rows_that_change_before_the_first_checkpoint_are_measured_anew(tmp_path):
+def test_held_out_rows_that_change_before_the_first_checkpoint_are_measured_again(tmp_path):
     rows = tmp_path / "heldout.jsonl"
     lines = (ROOT / "tiny/data/heldout.jsonl").read_text().splitlines()
     rows.write_text("\n".join(lines[:12]) + "\n")
@@ -196,7 +196,7 @@ def test_held_out_rows_that_change_before_the_first_checkpoint_are_measured_anew
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (
             {"eval_metrics": "exact_mach"},
@@ -208,12 +208,12 @@ def test_held_out_rows_that_change_before_the_first_checkpoint_are_measured_anew
         ({"packing": "true", "max_length": "none"}, "SFTTrainer refuses this config or these rows"),
     ],
 )
-def test_what_cannot_be_trained_is_one_message_and_can_be_mended(tmp_path, flags, said):
+def test_what_cannot_be_trained_is_one_message(tmp_path, flags, message):
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": f"{n} + 1 = {n + 1}"}) + "\n" for n in range(40)))
     flags = {name: tmp_path / "text.jsonl" if value == "TEXT" else value for name, value in flags.items()}
     done = recipe("--check", output_dir=tmp_path / "out", **flags)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
@@ -240,7 +240,7 @@ def test_a_resume_on_another_number_of_processes_is_refused(finished_run, tmp_pa
     assert "began on 2 processes and cannot go on with the same batches on 1" in done.stderr
 
 
-def test_newest_whole_checkpoint_passes_over_what_is_torn(tmp_path):
+def test_newest_whole_checkpoint_skips_incomplete_ones(tmp_path):
     assert newest_whole_checkpoint(tmp_path) is None
     for step in (2, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
@@ -269,7 +269,7 @@ def test_two_processes_hold_out_the_same_rows_and_agree(tmp_path):
     assert double.stdout.count("preflight") == 1
 
 
-def test_a_launcher_that_starts_too_few_processes_is_told(tmp_path):
+def test_a_launcher_that_starts_too_few_processes_is_reported(tmp_path):
     launcher = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
     done = recipe("--check", launcher=launcher, output_dir=tmp_path / "out")
     assert "accelerate started 1 process, not 2" in done.stdout
@@ -295,7 +295,7 @@ def test_lora_is_saved_and_merged(tmp_path):
     assert change < -0.5
 
 
-def test_packing_trains_and_measures_rows_singly(tmp_path):
+def test_packing_trains_and_measures_rows_one_by_one(tmp_path):
     done = recipe("--packing", output_dir=tmp_path / "packed", per_device_train_batch_size=1)
     assert done.returncode == 0, done.stderr
     assert metrics(tmp_path / "packed")["before"]["heldout_loss"]["n"] == 12
@@ -316,7 +316,7 @@ def test_answers_past_max_length_are_refused(tmp_path):
     assert "rows: max_length = 20 leaves them nothing to learn. Raise it" in done.stderr
 
 
-def test_nothing_held_out_is_said_and_trains(tmp_path):
+def test_nothing_held_out_is_reported_and_trains(tmp_path):
     done = recipe(output_dir=tmp_path / "out", heldout_name="null")
     assert done.returncode == 0, done.stderr
     assert "no rows are held out, so nothing is measured" in done.stdout
