@@ -315,10 +315,10 @@ def test_pass_rates_and_their_resume(stage):
     done = pass_rate(stage, "--keep_to", str(again))
     assert (done.returncode, "nothing to do" in done.stdout) == (0, True)
     done = pass_rate(stage, "--keep_to", str(again), "--seed", "3")
-    assert (done.returncode, "was made otherwise" in done.stderr) == (2, True)
+    assert (done.returncode, "was made with other settings" in done.stderr) == (2, True)
     again.unlink()
     done = pass_rate(stage, "--keep_to", str(again), "--seed", "3")
-    assert (done.returncode, "holds the answers of an unfinished run" in done.stderr) == (2, True)
+    assert (done.returncode, "holds the results of an unfinished run" in done.stderr) == (2, True)
     assert pass_rate(stage).returncode == 2
 
 

@@ -1,6 +1,6 @@
 """Scores of responses, by reward functions, reward models or an LLM judge, kept in journals beside the data set.
 
-best_of_k.py calls `score_all`. It never selects a response, and imports torch only when it scores.
+best_of_k.py calls `score_all`. It never selects a response, and imports transformers only for a reward model.
 """
 
 from data_prep.scoring.judge import JudgeConfig

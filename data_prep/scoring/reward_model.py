@@ -12,6 +12,7 @@ from data_prep.files import digest_of, weights_digest
 from data_prep.scoring.judge import Places
 from utils.config import UserError
 from utils.model import SPARE_PADS, context_length, find_folder, load_reward_model
+from utils.run import quiet
 
 TEXTS = 16  # that a reward model reads at once
 
@@ -28,6 +29,7 @@ def model_digest(name: str) -> list[str | None]:
 
 def model_scorer(name: str, dtype: str | None, rows: list[dict]) -> Callable[[Places], list[float | None]]:
     """None for what is longer than the model's context."""
+    quiet()
     model = load_reward_model(name, dtype, "score_funcs")
     tokenizer = AutoTokenizer.from_pretrained(find_folder(name))
     if not tokenizer.chat_template:

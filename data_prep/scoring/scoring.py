@@ -35,9 +35,6 @@ def score_all(rows: list[dict], config: "BestOfKConfig") -> tuple[list[list[dict
     Raises:
         UserError: a function or model that cannot score the responses.
     """
-    from utils.run import quiet
-
-    quiet()
     places = [(i, k) for i, row in enumerate(rows) for k in range(len(row["responses"]))]
     columns, failed, journals = [], [], []
     for name in config.score_funcs:
@@ -68,9 +65,7 @@ def is_costly(name: str) -> bool:
 
 
 def is_model(name: str) -> bool:
-    from utils.model import find_folder
-
-    return "/" in name or Path(find_folder(name)).is_dir()
+    return "/" in name or Path(name).is_dir() or (ROOT / name).is_dir()
 
 
 def open_journal(name: str, config: "BestOfKConfig", requests: int) -> Journal:
