@@ -201,7 +201,7 @@ def test_a_reward_model_scores(tmp_path):
     done = run(tmp_path, sums(5), best_to="bare.jsonl", score_funcs=[str(tmp_path / "bare")])
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     done = run(tmp_path, sums(5), best_to="other.jsonl", score_funcs=[str(ROOT / "tiny/base")])
-    assert (done.returncode, "is no reward model" in done.stderr) == (2, True)
+    assert (done.returncode, "is not a reward model" in done.stderr) == (2, True)
 
 
 def test_what_was_scored_is_not_scored_again(tmp_path):

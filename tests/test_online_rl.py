@@ -106,7 +106,7 @@ def test_a_killed_run_ends_with_the_same_weights(stage, tmp_path):
     assert not (tmp_path / "out/metrics.json").exists()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "going on from" in done.stdout
+    assert "continuing from" in done.stdout
     assert digest(tmp_path / "out/model.safetensors") == digest(tmp_path / "alone/model.safetensors")
     assert digest(ROOT / "tiny/base/model.safetensors") != digest(tmp_path / "alone/model.safetensors")
     kept = sorted(path.name for path in (tmp_path / "alone/completions").iterdir())

@@ -152,8 +152,8 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     (torn / "trainer_state.json").write_text('{"global_step": 99')
     again = recipe(output_dir=tmp_path / "killed", **flags)
     assert again.returncode == 0, again.stderr
-    assert "checkpoint-9998 was not written to its end" in again.stdout
-    assert "going on from" in again.stdout
+    assert "checkpoint-9998 was incomplete" in again.stdout
+    assert "continuing from" in again.stdout
     assert same_weights(tmp_path / "alone", tmp_path / "killed")
     one, other = metrics(tmp_path / "alone"), metrics(tmp_path / "killed")
     for part in ("before", "after", "change"):
@@ -226,7 +226,7 @@ def test_a_resume_on_other_rows_is_refused(tmp_path):
     rows.write_text("\n".join(lines[:-1]) + "\n")
     done = recipe(output_dir=tmp_path / "run", max_steps=16, dataset_name=rows)
     assert done.returncode == 2
-    assert "the rows changed since this run began" in done.stderr
+    assert "the rows have changed since this run was started" in done.stderr
 
 
 def test_a_resume_on_another_number_of_processes_is_refused(finished_run, tmp_path):
@@ -237,7 +237,7 @@ def test_a_resume_on_another_number_of_processes_is_refused(finished_run, tmp_pa
     (folder / "run.json").write_text(json.dumps(facts))
     done = recipe(output_dir=folder)
     assert done.returncode == 2
-    assert "began on 2 processes and cannot go on with the same batches on 1" in done.stderr
+    assert "began on 2 processes and cannot continue with the same batches on 1" in done.stderr
 
 
 def test_newest_whole_checkpoint_skips_incomplete_ones(tmp_path):

@@ -189,7 +189,7 @@ def test_no_network(stage):
 def test_anothers_folder(stage):
     assert stage.run("max_steps: 1", flags=TRAIN).code == 0
     done = stage.run("max_steps: 2", flags=TRAIN)
-    done.tells("holds a run of another config", "max_steps: 1 -> 2", "Write another output_dir")
+    done.tells("holds a run with another config", "max_steps: 1 -> 2", "Write another output_dir")
 
 
 @case("X5", "DPO: `label_smoothing` with `loss_type: sigmoid`", "it has had no effect since TRL 0.29", STOPS, MISTAKES)

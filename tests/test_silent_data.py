@@ -152,7 +152,7 @@ def test_leaks(stage):
     heldout = [*sums(2), {"messages": [user(long.format(9)), assistant("9")]}]
     done = stage.run(f"heldout_name: {stage.write('held.jsonl', heldout)}", rows=rows)
     done.tells(
-        "heldout_in_training: 2 of 24 training rows ask a prompt of held.jsonl", "'Ann has 0 nuts", "are left out"
+        "heldout_in_training: 2 of 24 training rows have a prompt of held.jsonl", "'Ann has 0 nuts", "are left out"
     )
     done.tells(
         "near_copies: 2 of 22 sampled rows (first 1, 2: 'Ann has 7 nuts",

@@ -38,7 +38,7 @@ def test_broken_reward(stage):
     for name, said in {
         "nan": "nan gives nan for an empty answer (other): its group would have no gradient",
         "fails": "fails fails on an empty answer (other): ZeroDivisionError",
-        "few": "few gives 1 scores for 8 completions. Give one a completion",
+        "few": "few gives 1 scores for 8 completions. Return one for each completion",
         "words": "words gives 'good' for an empty answer (other), which is no number",
     }.items():
         done = stage.run(f"{ACCEPT}\nreward_funcs: [my_rewards.{name}]", method="grpo")
@@ -158,7 +158,7 @@ def load_carelessly(name, dtype, key=""):
 def test_random_judge(stage):
     rows = [{"prompt": f"{n} + 3 =", "answer": str(n + 3)} for n in range(24)]
     done = stage.run(f"{ACCEPT}\nreward_funcs: [tiny/base]", rows=rows, method="grpo")
-    done.tells("reward_funcs: tiny/base is no reward model: it lacks score.weight, and random weights would judge")
+    done.tells("reward_funcs: tiny/base is not a reward model: it lacks score.weight, and random weights would judge")
 
 
 @case(

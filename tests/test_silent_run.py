@@ -34,7 +34,7 @@ def test_torn_checkpoint(stage):
     state.write_text(state.read_text()[:100])
     done = stage.run(SAVES, flags=TRAIN)
     assert done.code == 0, done.said
-    done.tells("checkpoint-4 was not written to its end and is passed over", "checkpoint-2")
+    done.tells("checkpoint-4 is incomplete and was skipped", "checkpoint-2")
 
 
 @case(
@@ -55,7 +55,7 @@ def test_preempted(stage):
         signal.signal(signal.SIGTERM, earlier)
     assert done.code == 143, done.said
     done.tells("SIGTERM: checkpoint-", "the same command goes on from there")
-    assert stage.run(text, flags=TRAIN).said.count("going on from") == 1
+    assert stage.run(text, flags=TRAIN).said.count("continuing from") == 1
     alone = stage.run(f"{text}\noutput_dir: {stage.folder / 'alone'}", flags=TRAIN)
     assert alone.code == 0, alone.said
     assert digest(stage.folder / "out/model.safetensors") == digest(stage.folder / "alone/model.safetensors")
@@ -87,7 +87,7 @@ def test_tokens_are_kept(stage):
     alone = json.loads(path.read_text())["train"]["tokens"]
     path.unlink()
     shutil.rmtree(stage.folder / "out/checkpoint-4")
-    stage.run(SAVES, flags=TRAIN).tells("going on from")
+    stage.run(SAVES, flags=TRAIN).tells("continuing from")
     assert json.loads(path.read_text())["train"]["tokens"] == alone > 100
 
 

@@ -26,7 +26,7 @@ def earlier_state(
     if earlier is None:
         return "new"
     if lines := list(changes(earlier, now, free)):
-        raise UserError(f"{refusal}. What changed since:\n" + "\n".join(f"  {line}" for line in lines) + f"\n{fix}")
+        raise UserError(f"{refusal}. What has changed:\n" + "\n".join(f"  {line}" for line in lines) + f"\n{fix}")
     return "finished" if finished else "going on"
 
 

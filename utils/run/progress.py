@@ -91,7 +91,10 @@ class Preemption(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         signal.signal(signal.SIGTERM, self.earlier)
         if self.stopping:
-            say("stopped", f"SIGTERM: checkpoint-{state.global_step} is written; the same command goes on from there")
+            say(
+                "stopped",
+                f"SIGTERM: checkpoint-{state.global_step} was written; run the same command again to continue from it",
+            )
             sys.exit(143)
         if self.requested:  # after the last step: there is nothing left to finish
             signal.raise_signal(signal.SIGTERM)

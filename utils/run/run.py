@@ -94,13 +94,13 @@ class Run:
             earlier = json.loads(path.read_text())
             if earlier["data"] != prints:
                 raise UserError(
-                    f"dataset_name: the rows changed since this run began ({earlier['data']} -> {prints}). "
-                    "Put the old rows back, or give --start_over"
+                    f"dataset_name: the rows have changed since this run was started ({earlier['data']} -> {prints}). "
+                    "Put the old rows back, or add --start_over"
                 )
             if (then := earlier["hardware"]["processes"]) != processes:
                 raise UserError(
-                    f"this run began on {then} processes and cannot go on with the same batches on {processes}. "
-                    f"Launch {then}, or give --start_over"
+                    f"this run was started on {then} processes and cannot continue with the same batches on "
+                    f"{processes}. Launch {then}, or add --start_over"
                 )
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         facts = {
@@ -123,7 +123,7 @@ class Run:
         }
         if is_main_process():
             if self.state == "start over":
-                say("aside", f"the earlier run now lies in {show(move_aside(self.folder))}")
+                say("aside", f"the earlier run was moved to {show(move_aside(self.folder))}")
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "config.yaml", yaml_text(config))
             write_atomically(path, json.dumps(facts, indent=2, default=str))
@@ -133,7 +133,7 @@ class Run:
 def open_run(config: Config) -> Run:
     """Decide what the same command means now: begin, go on, or stop because the run is finished. Writes nothing.
 
-    Raises UserError if the folder holds a run of another config, or files that are no run's. Exits with 0 if the run
+    Raises UserError if the folder holds a run with another config, or files that are no run's. Exits with 0 if the run
     is finished.
     """
     quiet()
@@ -151,7 +151,7 @@ def open_run(config: Config) -> Run:
         say("device", f"no accelerator: training in float32 on the CPU, {threads} thread{'s' * (threads > 1)}")
     checkpoint = newest_whole_checkpoint(folder) if state == "going on" else None
     if checkpoint:
-        say("resume", f"going on from {show(checkpoint)}")
+        say("resume", f"continuing from {show(checkpoint)}")
     return Run(folder, str(checkpoint) if checkpoint else None, state, started)
 
 
@@ -200,8 +200,8 @@ def folder_state(folder: Path, wanted: str, start_over: bool) -> str:
         earlier,
         now,
         finished=finished,
-        refusal=f"output_dir: {show(folder)} holds a run of another config",
-        fix="Write another output_dir, undo the change, or give --start_over (the earlier run is moved aside).",
+        refusal=f"output_dir: {show(folder)} holds a run with another config",
+        fix="Write another output_dir, undo the change, or add --start_over (the earlier run is moved aside).",
         free=FREE_TO_CHANGE if finished else FREE_TO_CHANGE | FREE_UNTIL_DONE,
     )
 
@@ -227,7 +227,7 @@ def newest_whole_checkpoint(folder: Path) -> Path | None:
         try:
             state = json.loads((path / "trainer_state.json").read_text())
         except (OSError, json.JSONDecodeError):
-            say("resume", f"{show(path)} was not written to its end and is passed over")
+            say("resume", f"{show(path)} is incomplete and was skipped")
             continue
         if state["global_step"] == int(path.name.split("-")[1]):
             return path
