@@ -662,7 +662,7 @@ def test_the_same_again_is_finished(tmp_path):
     assert (done.returncode, "was made with other settings" in done.stderr) == (2, True)
     filtered(tmp_path, good(5), "--start_over", refusals=True)
     done = run(tmp_path, good(5), refusals=False)
-    assert (done.returncode, "refusals: was True, is now False" in done.stderr) == (2, True)
+    assert (done.returncode, "refusals: True -> False" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_the_same_again_is_finished_and_another_is_refused(made_locally):
     assert (done.returncode, "nothing to do" in done.stdout) == (0, True)
     done = generate(made_locally, **LOCAL, temperature=0.5)
     assert done.returncode == 2
-    assert "temperature: was 1.0, is now 0.5" in done.stderr
+    assert "temperature: 1.0 -> 0.5" in done.stderr
     assert (made_locally / "made.jsonl").stat().st_mtime_ns == before
 
 
@@ -173,7 +173,7 @@ def test_ctrl_c_is_no_traceback(tmp_path):
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=30)[1]
         assert (process.returncode, "Traceback" in errors) == (130, False), errors
-        assert "The same command" in errors
+        assert "Run the same command again" in errors
 
 
 def test_half_a_line_is_taken_away(tmp_path):

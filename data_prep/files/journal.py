@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.files.jsonl import as_written, differences
-from utils.config import UserError
+from data_prep.files.jsonl import as_written
+from utils.config import UserError, earlier_state
 from utils.files import show
 
 
@@ -55,10 +55,13 @@ class Journal:
         for line in self.file:
             if not line.endswith(b"\n"):
                 break
-            if end == 0 and (before := json.loads(line)) != as_written(settings):
-                raise UserError(
-                    f"{show(self.path)} holds the results of an unfinished run with other settings:"
-                    f"{differences(before, settings)}\nName another output, or drop them with --start_over"
+            if end == 0:
+                earlier_state(
+                    json.loads(line),
+                    as_written(settings),
+                    finished=False,
+                    refusal=f"{show(self.path)} holds the results of an unfinished run with other settings",
+                    fix="Name another output, or drop them with --start_over",
                 )
             if end > 0:
                 self.index(json.loads(line), end)

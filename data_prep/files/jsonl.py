@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
-from utils.config import Source, UserError
+from utils.config import Source, UserError, earlier_state
 from utils.files import say, show, without_keys, write_atomically
 
 
@@ -142,12 +142,14 @@ def stop_if_done(outputs: list[str], settings: dict, *, start_over: bool) -> Non
                 f"{name} exists already, and no manifest says how it was made. Name another output, or replace it "
                 "with --start_over"
             )
-        if manifest is not None and manifest["settings"] != as_written(settings):
-            raise UserError(
-                f"{name} was made with other settings:{differences(manifest['settings'], settings)}\n"
-                "Name another output, or replace it with --start_over"
-            )
-        done += manifest is not None and not manifest["unfinished"]
+        state = earlier_state(
+            manifest and manifest["settings"],
+            as_written(settings),
+            finished=manifest is not None and not manifest["unfinished"],
+            refusal=f"{name} was made with other settings",
+            fix="Name another output, or replace it with --start_over",
+        )
+        done += state == "finished"
     if outputs and done == len(outputs):
         names = ", ".join(show(Path(output)) for output in outputs)
         say("finished", f"nothing to do: {names} {'is' if done == 1 else 'are'} complete. To redo it: --start_over")
@@ -164,18 +166,6 @@ def remove_outputs(outputs: list[str | Path]) -> None:
     for output in outputs:
         Path(output).unlink(missing_ok=True)  # first: an output without its manifest would be somebody else's
         manifest_of(output).unlink(missing_ok=True)
-
-
-def differences(before: dict, now: dict) -> str:
-    """Each setting that differs, a line each."""
-    lines = []
-    for part in sorted(before.keys() | now.keys()):
-        old, new = before.get(part), as_written(now).get(part)
-        if not (isinstance(old, dict) and isinstance(new, dict)):
-            old, new = {part: old}, {part: new}
-        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-        lines += [f"\n  {key}: was {old.get(key)!r}, is now {new.get(key)!r}" for key in changed]
-    return "".join(lines)
 
 
 def publish(
