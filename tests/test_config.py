@@ -45,7 +45,7 @@ MISTAKES = [  # line 3 of the YAML, and what the message must say
     ("reference_free: true", "gone from TRL"),
     ("no_cuda: true", "write use_cpu"),
     ("tokenizer: x", "the tokenizer is the model's"),
-    ("resume_from_checkpoint: true", "resumes from the newest complete checkpoint by itself"),
+    ("resume_from_checkpoint: true", "goes on from the newest complete checkpoint by itself"),
     ("hub_token: hf_abc", "a token does not belong in a config"),
     ("learning_rate: [1]", "[1] is not a number. Write a number"),
     ("per_device_train_batch_size: 2.5", "2.5 is not a whole number"),

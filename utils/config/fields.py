@@ -22,7 +22,7 @@ REFUSED = {
     "do_train": "a recipe trains and evaluates",
     "do_eval": "a recipe trains and evaluates",
     "do_predict": "a recipe trains and evaluates",
-    "resume_from_checkpoint": "the same command resumes from the newest complete checkpoint by itself",
+    "resume_from_checkpoint": "the same command goes on from the newest complete checkpoint by itself",
     "hub_token": "run `hf auth login`: a token does not belong in a config",
     "local_rank": "accelerate launch sets it",
     "pad_token": "the tokenizer's own pad token is used",
