@@ -39,7 +39,7 @@ def to_training_row(row: dict) -> dict:
 
 
 def main() -> None:
-    source = read_config(__doc__)  # before the slow imports: a mistake in the YAML is reported at once
+    source = read_config(__doc__)  # before the slow imports: mistakes are reported at once
 
     from trl import DPOConfig, DPOTrainer
 

@@ -47,7 +47,7 @@ def fingerprint_of(model: "PreTrainedModel") -> float:
 
 
 def main() -> None:
-    source, began = read_config(__doc__), time.time()
+    source, began = read_config(__doc__, fields=PassRateConfig), time.time()
 
     import torch
     from accelerate import PartialState

@@ -25,6 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
+from online_rl.config import OnlineRLRecipe, between_generations
 from utils.config import as_user_error, read_config, run_main
 
 FORMATS = [("prompt",)]  # the columns that a row needs
@@ -44,12 +45,11 @@ def to_training_row(row: dict) -> dict:
 
 
 def main() -> None:
-    source = read_config(__doc__)  # before the slow imports: a mistake in the YAML is reported at once
+    source = read_config(__doc__, fields=OnlineRLRecipe)  # before the slow imports: mistakes are reported at once
 
     from trl import GRPOConfig, GRPOTrainer
 
     from online_rl.checks import preflight
-    from online_rl.config import OnlineRLRecipe, between_generations
     from online_rl.prompts import drop_long_prompts, with_system_prompt
     from online_rl.rollouts import watch_rollouts
     from online_rl.vllm_backend import check_backend
