@@ -64,6 +64,11 @@ class OnlineRLRecipe(RecipeConfig):
         check_batches(source, values, fields)
         check_backends(source, values)
 
+    @staticmethod
+    def may_stop(args: "GRPOConfig", step: int) -> bool:
+        """Between generations: one generation may serve several steps, and no checkpoint holds its completions."""
+        return step * args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) == 0
+
 
 def check_batches(source: Source, values: dict, fields: dict) -> None:
     """The completions of one generation form whole groups, and no checkpoint falls between its steps."""
@@ -121,10 +126,3 @@ def nearest(valid: list[int], wanted: int) -> str:
         min((n for n in valid if n >= wanted), default=None),
     )
     return " or ".join(str(n) for n in (below, above) if n is not None)
-
-
-def between_generations(args: "GRPOConfig", step: int) -> bool:
-    """Whether a checkpoint may be written after a step: one generation may serve several steps, and no checkpoint
-    stores its completions.
-    """
-    return step * args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations) == 0

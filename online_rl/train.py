@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds utils/, wherever it is started from
 
-from online_rl.config import OnlineRLRecipe, between_generations
+from online_rl.config import OnlineRLRecipe
 from utils.config import as_user_error, read_config, run_main
 
 FORMATS = [("prompt",)]  # the columns that a row needs
@@ -84,7 +84,7 @@ def main() -> None:
             tools=toolbox.tools,
             environment_factory=toolbox.environment_factory,
         )
-    run.attach(trainer, may_stop=between_generations)
+    run.attach(trainer)
     checked = preflight(trainer, config, train, heldout, metrics, toolbox)  # the very tensors
     if config.recipe.check:
         return

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from utils.config.source import Source
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 # The variables that `env:` may set: where caches live, which device is seen, how libraries log. Keys and tokens are
 # not among them: a config is committed, a key never is.
@@ -136,3 +139,8 @@ class RecipeConfig:
     @staticmethod
     def set_defaults(values: dict) -> None:
         """Defaults of the method that differ from TRL's."""
+
+    @staticmethod
+    def may_stop(args: "TrainingArguments", step: int) -> bool:
+        """Whether a run can resume from a checkpoint written after this step."""
+        return True

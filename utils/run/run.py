@@ -35,10 +35,6 @@ from utils.run.progress import Preemption, RunProgress
 LIBRARIES = ("torch", "trl", "transformers", "datasets", "peft", "accelerate")
 
 
-def always(args: TrainingArguments, step: int) -> bool:
-    return True
-
-
 @dataclass
 class Run:
     """A run's folder and its life.
@@ -48,23 +44,22 @@ class Run:
         checkpoint: what it goes on from; None: from the start.
         state: new, going on, start over, or check.
         started: time.time() when it was opened.
+        may_stop: `(args, step) -> bool`, whether a checkpoint after this step is one to resume from.
     """
 
     folder: Path
     checkpoint: str | None
     state: str
     started: float
+    may_stop: Callable[[TrainingArguments, int], bool]
 
-    def attach(self, trainer: Trainer, may_stop: Callable[[TrainingArguments, int], bool] = always) -> None:
+    def attach(self, trainer: Trainer) -> None:
         """Show the trainer's progress here, in place of the library's own bar and dictionaries, raise alarms, and on
         SIGTERM write a checkpoint and stop.
-
-        Args:
-            may_stop: `(args, step) -> bool`, whether a checkpoint after this step is one to go on from.
         """
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
-        for callback in (RunProgress(), AlarmCallback(), Preemption(may_stop)):
+        for callback in (RunProgress(), AlarmCallback(), Preemption(self.may_stop)):
             trainer.add_callback(callback)
 
     def restore(self, trainer: Trainer) -> bool:
@@ -152,7 +147,7 @@ def open_run(config: Config) -> Run:
     checkpoint = newest_whole_checkpoint(folder) if state == "going on" else None
     if checkpoint:
         say("resume", f"continuing from {show(checkpoint)}")
-    return Run(folder, str(checkpoint) if checkpoint else None, state, started)
+    return Run(folder, str(checkpoint) if checkpoint else None, state, started, config.recipe.may_stop)
 
 
 def warn_of_missing_processes(config: Config) -> None:
