@@ -152,7 +152,6 @@ REMOVED = {  # why it is gone -> the keys
     "no reward here runs code": (
         "parallel_code_exec_per_proc code_provider ioi_provider e2b_router_url morph_router_url"
     ),
-    "it is KTO's, which has no recipe here": "desirable_weight undesirable_weight",
     "it is BCO's, which has no recipe here": "prompt_sample_size min_density_ratio max_density_ratio",
     "it is CPO's, which has no recipe here": "cpo_alpha simpo_gamma",
     "it is XPO or CPO's, which has no recipe here": "alpha",
