@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, recipe
-from trl import DPOConfig, GRPOConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, KTOConfig, SFTConfig
 
 from data_prep.best_of_k import BestOfKConfig
 from data_prep.filter import FilterConfig
 from data_prep.generate import GenerateConfig
 from dpo.config import DPORecipe
+from kto.config import KTORecipe
 from online_rl.config import OnlineRLRecipe
 from sft.config import SFTRecipe
 from utils.config import UserError, parse_config, parse_fields, read_config
@@ -199,7 +200,7 @@ def test_every_shipped_config_is_valid(path, monkeypatch):
         return
     folder, *classes = {
         "sft": ("sft", SFTConfig, SFTRecipe), "dpo": ("dpo", DPOConfig, DPORecipe),
-        "grpo": ("online_rl", GRPOConfig, OnlineRLRecipe),
+        "kto": ("kto", KTOConfig, KTORecipe), "grpo": ("online_rl", GRPOConfig, OnlineRLRecipe),
     }[method]  # fmt: skip
     # Another run's output may not be there yet.
     start = (
