@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from utils.config import run_main
 
-FOLDERS = {"sft": "sft", "dpo": "dpo", "grpo": "online_rl"}
+FOLDERS = {"sft": "sft", "dpo": "dpo", "kto": "kto", "grpo": "online_rl"}
 BASE = {
     "model_name_or_path": "tiny/base", "chat_template": "qwen3", "max_steps": 4, "per_device_train_batch_size": 4,
     "logging_steps": 1, "save_strategy": "'no'", "gradient_checkpointing": "false", "eval_max_new_tokens": 8,
@@ -20,6 +20,7 @@ BASE = {
 OWN = {
     "sft": {"assistant_only_loss": "true", "max_length": 256},
     "dpo": {"max_length": 256, "precompute_ref_log_probs": "false"},
+    "kto": {"max_length": 256, "precompute_ref_log_probs": "false"},
     "grpo": {"reward_funcs": "[exact_match]", "num_generations": 4, "max_completion_length": 8},
 }
 
@@ -48,12 +49,20 @@ def pairs(count):
     ]
 
 
+def labelled(count):
+    """Answers labelled good and bad by turns, all right."""
+    return [
+        {"prompt": row["prompt"], "completion": row["rejected" if n % 2 else "chosen"], "label": n % 2 == 0}
+        for n, row in enumerate(pairs(count))
+    ]
+
+
 def tasks(count):
     """Prompts with a gold answer."""
     return [{"prompt": row["messages"][:1], "answer": row["messages"][1]["content"]} for row in sums(count)]
 
 
-ROWS = {"sft": sums(24), "dpo": pairs(24), "grpo": tasks(24)}
+ROWS = {"sft": sums(24), "dpo": pairs(24), "kto": labelled(24), "grpo": tasks(24)}
 
 
 @dataclass

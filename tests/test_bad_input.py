@@ -19,12 +19,13 @@ from trl import DistillationConfig, DPOConfig, GRPOConfig, KTOConfig, ModelConfi
 
 import sft.checks
 from dpo.config import DPORecipe
+from kto.config import KTORecipe
 from online_rl.config import OnlineRLRecipe
 from utils.config import RecipeConfig, UserError, parse_config, read_config
 from utils.config.fields import REFUSED
 from utils.config.legacy_keys import table, what_to_write
 
-RECIPES = {SFTConfig: RecipeConfig, DPOConfig: DPORecipe, GRPOConfig: OnlineRLRecipe}
+RECIPES = {SFTConfig: RecipeConfig, DPOConfig: DPORecipe, KTOConfig: KTORecipe, GRPOConfig: OnlineRLRecipe}
 KEYS = sorted({f.name for cls in (*RECIPES, ModelConfig, OnlineRLRecipe) for f in dataclasses.fields(cls)} - {"check"})
 GROUPS = ("renamed", "converted", "mixtures", "removed")
 OLD = sorted({key for group in GROUPS for key in table()[group]})

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, recipe
 from ruamel.yaml import YAML
-from trl import DPOConfig, GRPOConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, KTOConfig, SFTConfig
 
 from data_prep.best_of_k import BestOfKConfig
 from data_prep.filter import FilterConfig
 from data_prep.generate import GenerateConfig
 from dpo.config import DPORecipe
+from kto.config import KTORecipe
 from online_rl.config import OnlineRLRecipe
 from utils.config import UserError, parse_config, parse_fields, read_config
 from utils.config import read as read_module
@@ -229,7 +230,7 @@ def test_every_shipped_config_is_valid(path, monkeypatch):
         return
     folder, *classes = {
         "sft": ("sft", SFTConfig), "dpo": ("dpo", DPOConfig, DPORecipe),
-        "grpo": ("online_rl", GRPOConfig, OnlineRLRecipe),
+        "kto": ("kto", KTOConfig, KTORecipe), "grpo": ("online_rl", GRPOConfig, OnlineRLRecipe),
     }[method]  # fmt: skip
     # Another run's output may not be there yet.
     start = (

@@ -12,7 +12,7 @@ from conftest import ROOT
 from utils.config import RecipeConfig
 from utils.config.findings import NAMES
 
-METHODS = ("sft", "dpo", "online_rl")
+METHODS = ("sft", "dpo", "kto", "online_rl")
 for method in METHODS:
     if (ROOT / method / "config.py").is_file():
         importlib.import_module(f"{method}.config")
@@ -134,12 +134,12 @@ def test_files_stay_small():
 def test_the_recipes_are_alike():
     """From read_config on, two train.py differ in the method's own names and lines alone."""
     mains = {}
-    for name in ("sft", "dpo", "online_rl"):
+    for name in METHODS:
         text = (ROOT / name / "train.py").read_text()
         mains[name] = re.sub(
-            r"SFT|DPO|GRPO|OnlineRL|\b(?:sft|dpo|online_rl)\b", "X", text[text.index("def main()") :]
+            r"SFT|DPO|KTO|GRPO|OnlineRL|\b(?:sft|dpo|kto|online_rl)\b", "X", text[text.index("def main()") :]
         ).split("\n")
-    for name, most in (("dpo", 4), ("online_rl", 20)):  # online RL adds rewards, tools, a backend, and its watch
+    for name, most in (("dpo", 4), ("kto", 4), ("online_rl", 20)):  # online RL adds rewards, a backend, its watch
         lines = list(difflib.ndiff(mains["sft"], mains[name]))
         removed, added = ([line for line in lines if line[0] == sign] for sign in "-+")
         assert len(removed) <= 5, removed

@@ -137,7 +137,15 @@ def test_the_other_commands_are_those_that_are_tested_elsewhere():
 
 @pytest.mark.parametrize("name", PAGES)
 def test_paths_exist(name):
-    made = ("outputs/", "evaluation/", "completions/", "owner/", "configs/METHOD_NAME.yaml")  # by a run, or by you
+    made = (
+        "outputs/",
+        "evaluation/",
+        "completions/",
+        "owner/",
+        "transformers/",
+        "trl/",
+        "configs/METHOD_NAME.yaml",
+    )  # by a run, or by you
     text = (ROOT / name).read_text()
     for path in re.findall(r"`([a-z_]+/[A-Za-z0-9_./-]*)`", text):
         assert path.startswith(made) or (ROOT / path).exists(), path

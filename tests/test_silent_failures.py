@@ -6,6 +6,7 @@ from pathlib import Path
 from silent_cases import CASES, ROOT
 
 from dpo.config import DPORecipe
+from kto.config import KTORecipe
 from online_rl.config import OnlineRLRecipe
 from utils.config.findings import NAMES
 
@@ -38,7 +39,7 @@ def table() -> str:
     """docs/silent_failures.md, with the cases in the order of their letters and numbers."""
     cases = sorted(CASES, key=lambda case: (list(LAST).index(case.row[0]), int(case.row[1:])))
     cells = [[text.replace("|", "\\|") for text in (case.row, case.user, case.trl, case.ours)] for case in cases]
-    names = NAMES | DPORecipe.FINDINGS | OnlineRLRecipe.FINDINGS
+    names = NAMES | DPORecipe.FINDINGS | KTORecipe.FINDINGS | OnlineRLRecipe.FINDINGS
     rows = [f"| {' | '.join(row)} |\n" for row in cells]
     found = [f"| `{name}` | {text.replace('<think>', '`<think>`')} |\n" for name, text in names.items()]
     return HEAD + "".join(rows) + FINDINGS + "".join(found)

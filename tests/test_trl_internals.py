@@ -14,10 +14,20 @@ import trl
 from conftest import ROOT
 from datasets import Dataset, concatenate_datasets
 from peft import LoraConfig, get_peft_model
-from stage import assistant, pairs, sums, tasks, user
+from stage import assistant, labelled, pairs, sums, tasks, user
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer, import_utils
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    SFTConfig,
+    SFTTrainer,
+    import_utils,
+)
 
 from online_rl.rollouts import total_rewards
 from online_rl.vllm_backend import SUPPORTED
@@ -97,6 +107,14 @@ def sft(folder):
 @pytest.fixture(scope="module")
 def dpo(folder):
     return dpo_trainer(folder)
+
+
+@pytest.fixture(scope="module")
+def kto(folder):
+    return KTOTrainer(
+        model=load_model(), args=KTOConfig(output_dir=str(folder), max_length=LIMIT, **COMMON),
+        processing_class=load_tokenizer(), train_dataset=Dataset.from_list(labelled(8)),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +265,19 @@ def test_prepare_pairs(dpo):
             ids = tokenizer.apply_chat_template(given["prompt"] + given[side], return_dict=True)["input_ids"]
             assert row["prompt_ids"] + row[f"{side}_ids"] == ids
             assert tokenizer.eos_token_id in row[f"{side}_ids"]
+
+
+def test_prepare_kto_rows(kto):
+    """Prompt and completion together are the rendered dialogue, the label beside them."""
+    rows = Dataset.from_list(labelled(4))
+    prepared = trl_internals.prepare_kto_rows(without_limits(kto), rows)
+    assert prepared.column_names == ["prompt_ids", "completion_ids", "label"]
+    assert prepared["label"][:] == rows["label"][:]
+    tokenizer = kto.processing_class
+    for row, given in zip(prepared, rows, strict=True):
+        ids = tokenizer.apply_chat_template(given["prompt"] + given["completion"], return_dict=True)["input_ids"]
+        assert row["prompt_ids"] + row["completion_ids"] == ids
+        assert tokenizer.eos_token_id in row["completion_ids"]
 
 
 class Shop:

@@ -81,6 +81,12 @@ def prepare_pairs(trainer: Trainer, rows: Dataset) -> Dataset:
     return prepared.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
 
 
+def prepare_kto_rows(trainer: Trainer, rows: Dataset) -> Dataset:
+    """Rows through KTOTrainer's preparation: columns prompt_ids, completion_ids and label."""
+    prepared = trainer._prepare_dataset(rows, trainer.processing_class, trainer.args, "preflight")
+    return prepared.select_columns(["prompt_ids", "completion_ids", "label"])
+
+
 def prepare_prompts(trainer: Trainer, rows: Dataset) -> list[list[int]]:
     """Token ids of prompts as GRPOTrainer renders them for generation, with the tools of their environments."""
     if trainer.environment_factories is not None:

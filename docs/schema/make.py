@@ -9,18 +9,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # finds utils/, wherever it is started from
 
-from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, SFTConfig
 
 from data_prep.best_of_k import BestOfKConfig
 from data_prep.filter import FilterConfig
 from data_prep.generate import GenerateConfig
 from dpo.config import DPORecipe
+from kto.config import KTORecipe
 from online_rl.config import OnlineRLRecipe
 from utils.config import RecipeConfig, json_schema
 
 CONFIGS = {
     "sft": (RecipeConfig, ModelConfig, SFTConfig),
     "dpo": (DPORecipe, ModelConfig, DPOConfig),
+    "kto": (KTORecipe, ModelConfig, KTOConfig),
     "grpo": (OnlineRLRecipe, ModelConfig, GRPOConfig),
     "generate": (GenerateConfig,),
     "best_of_k": (BestOfKConfig,),

@@ -153,7 +153,7 @@ def likelihoods_falling(logs: list[dict]) -> Alarm | None:
                 chosen[i - 1][0],
                 f"the chosen answers grow less likely (log-probability {first:.1f} to {last:.1f}) along with the "
                 "rejected ones: the model leaves both for answers that nobody rated. Lower learning_rate, raise "
-                "beta, or add sft to loss_type (loss_type: [sigmoid, sft])",
+                "beta, or, with pairs, add sft to loss_type (loss_type: [sigmoid, sft])",
             )
     return None
 
