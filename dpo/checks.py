@@ -58,7 +58,7 @@ def tokenize(trainer: DPOTrainer, rows: Dataset) -> list[dict]:
             "rejected_ids": row["rejected_ids"],
             "prompt_length": len(row["prompt_ids"]),
         }
-        for row in trl_internals.prepare_pairs(trainer, rows)
+        for row in trl_internals.prepare_answers(trainer, rows, ["prompt_ids", "chosen_ids", "rejected_ids"])
     ]
 
 

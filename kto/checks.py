@@ -59,7 +59,7 @@ def tokenize(trainer: KTOTrainer, rows: Dataset) -> list[dict]:
             "trained": [False] * len(row["prompt_ids"]) + [True] * len(row["completion_ids"]),
             "label": row["label"],
         }
-        for row in trl_internals.prepare_kto_rows(trainer, rows)
+        for row in trl_internals.prepare_answers(trainer, rows, ["prompt_ids", "completion_ids", "label"])
     ]
 
 

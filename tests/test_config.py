@@ -1,5 +1,6 @@
 """The strict config: every mistake at once, each with its place and the fix."""
 
+import functools
 import importlib.util
 import json
 import re
@@ -8,14 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, recipe
 from ruamel.yaml import YAML
-from trl import DPOConfig, GRPOConfig, KTOConfig, SFTConfig
+from trl import SFTConfig
 
 from data_prep.best_of_k import BestOfKConfig
 from data_prep.filter import FilterConfig
 from data_prep.generate import GenerateConfig
-from dpo.config import DPORecipe
-from kto.config import KTORecipe
-from online_rl.config import OnlineRLRecipe
 from utils.config import UserError, parse_config, parse_fields, read_config
 from utils.config import read as read_module
 
@@ -213,6 +211,15 @@ def test_without_an_accelerator_the_run_is_float32_on_the_cpu(tmp_path, monkeypa
     assert not config.training.bf16
 
 
+@functools.cache
+def schemas():
+    """docs/schema/make.py, which finds every method's classes."""
+    spec = importlib.util.spec_from_file_location("make_schemas", ROOT / "docs/schema/make.py")
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    return make
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_is_valid(path, monkeypatch):
     monkeypatch.setattr(read_module, "require_hub", lambda source: None)
@@ -228,10 +235,7 @@ def test_every_shipped_config_is_valid(path, monkeypatch):
         monkeypatch.setattr(Path, "is_file", lambda path: True)  # another script's output may not be there yet
         parse_fields(read_config("", ["--config", str(path)], prepares), prepares)
         return
-    folder, *classes = {
-        "sft": ("sft", SFTConfig), "dpo": ("dpo", DPOConfig, DPORecipe),
-        "kto": ("kto", KTOConfig, KTORecipe), "grpo": ("online_rl", GRPOConfig, OnlineRLRecipe),
-    }[method]  # fmt: skip
+    folder, *classes = schemas().RECIPES[method]
     # Another run's output may not be there yet.
     start = (
         ["--model_name_or_path", str(ROOT / "tiny/base")] if "model_name_or_path: outputs/" in path.read_text() else []
@@ -242,9 +246,7 @@ def test_every_shipped_config_is_valid(path, monkeypatch):
 
 def test_the_schemas_are_current():
     """By them editors complete the YAMLs. After a change of fields: python docs/schema/make.py"""
-    spec = importlib.util.spec_from_file_location("make_schemas", ROOT / "docs/schema/make.py")
-    make = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make)
+    make = schemas()
     assert {path.stem for path in (ROOT / "docs/schema").glob("*.json")} == set(make.CONFIGS)
     for name in make.CONFIGS:
         assert (ROOT / f"docs/schema/{name}.json").read_text() == make.schema_text(name), name

@@ -172,7 +172,7 @@ def test_a_run_from_start_to_end(stage, text):
     assert found["after"]["exact_match"]["n"] == 8
     assert found["before"]["kl"]["value"] == 0.0 < found["after"]["kl"]["value"]
     assert found["train"]["steps"] == 4
-    assert "KL(model || model before)" in (stage.folder / "out/report.html").read_text()
+    assert "KL(trained model || original model)" in (stage.folder / "out/report.html").read_text()
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(stage):
@@ -189,7 +189,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(stage):
         (stopped / path).unlink()
     done = stage.run(text, method="kto", flags=("--output_dir", stopped))
     assert done.code == 0, done.said
-    done.tells("going on from")
+    done.tells("continuing from")
     again = load_file(stopped / "model.safetensors")
     assert all(torch.equal(again[name], weights["alone"][name]) for name in again)
     assert not all(torch.equal(again[name], weights["seed"][name]) for name in again)

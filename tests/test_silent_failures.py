@@ -5,9 +5,7 @@ from pathlib import Path
 
 from silent_cases import CASES, ROOT
 
-from dpo.config import DPORecipe
-from kto.config import KTORecipe
-from online_rl.config import OnlineRLRecipe
+from utils.config import RecipeConfig
 from utils.config.findings import NAMES
 
 for path in sorted(Path(__file__).parent.glob("test_silent_*.py")):
@@ -39,7 +37,15 @@ def table() -> str:
     """docs/silent_failures.md, with the cases in the order of their letters and numbers."""
     cases = sorted(CASES, key=lambda case: (list(LAST).index(case.row[0]), int(case.row[1:])))
     cells = [[text.replace("|", "\\|") for text in (case.row, case.user, case.trl, case.ours)] for case in cases]
-    names = NAMES | DPORecipe.FINDINGS | KTORecipe.FINDINGS | OnlineRLRecipe.FINDINGS
+    names = dict(NAMES)
+    for path in sorted(ROOT.glob("*/train.py")):
+        recipes = (
+            vars(importlib.import_module(f"{path.parent.name}.config"))
+            if (path.parent / "config.py").is_file()
+            else {}
+        )
+        for recipe in recipes.values():
+            names |= recipe.FINDINGS if isinstance(recipe, type) and issubclass(recipe, RecipeConfig) else {}
     rows = [f"| {' | '.join(row)} |\n" for row in cells]
     found = [f"| `{name}` | {text.replace('<think>', '`<think>`')} |\n" for name, text in names.items()]
     return HEAD + "".join(rows) + FINDINGS + "".join(found)

@@ -253,10 +253,10 @@ def test_prepare_sft_rows(sft):
         assert given["messages"][0]["content"] not in trained
 
 
-def test_prepare_pairs(dpo):
+def test_prepare_answers(dpo):
     """Prompt and side together are the rendered dialogue, with no row dropped for a prompt beyond the limit."""
     rows = Dataset.from_list([*pairs(3), {"prompt": [user("nuts " * LIMIT)], **SIDES}])
-    prepared = trl_internals.prepare_pairs(without_limits(dpo), rows)
+    prepared = trl_internals.prepare_answers(without_limits(dpo), rows, ["prompt_ids", "chosen_ids", "rejected_ids"])
     assert prepared.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"]
     assert len(prepared) == len(rows)
     tokenizer = dpo.processing_class
@@ -267,10 +267,10 @@ def test_prepare_pairs(dpo):
             assert tokenizer.eos_token_id in row[f"{side}_ids"]
 
 
-def test_prepare_kto_rows(kto):
+def test_prepare_answers_of_kto(kto):
     """Prompt and completion together are the rendered dialogue, the label beside them."""
     rows = Dataset.from_list(labelled(4))
-    prepared = trl_internals.prepare_kto_rows(without_limits(kto), rows)
+    prepared = trl_internals.prepare_answers(without_limits(kto), rows, ["prompt_ids", "completion_ids", "label"])
     assert prepared.column_names == ["prompt_ids", "completion_ids", "label"]
     assert prepared["label"][:] == rows["label"][:]
     tokenizer = kto.processing_class

@@ -75,16 +75,12 @@ def prepare_sft_rows(trainer: Trainer, rows: Dataset) -> Dataset:
     return prepared.select_columns(["input_ids", "labels"])
 
 
-def prepare_pairs(trainer: Trainer, rows: Dataset) -> Dataset:
-    """Rows through DPOTrainer's preparation: columns prompt_ids, chosen_ids and rejected_ids."""
+def prepare_answers(trainer: Trainer, rows: Dataset, columns: list[str]) -> Dataset:
+    """Rows through the preparation of a trainer on given answers (DPOTrainer, KTOTrainer): these columns, for example
+    prompt_ids, chosen_ids and rejected_ids.
+    """
     prepared = trainer._prepare_dataset(rows, trainer.processing_class, trainer.args, "preflight")
-    return prepared.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
-
-
-def prepare_kto_rows(trainer: Trainer, rows: Dataset) -> Dataset:
-    """Rows through KTOTrainer's preparation: columns prompt_ids, completion_ids and label."""
-    prepared = trainer._prepare_dataset(rows, trainer.processing_class, trainer.args, "preflight")
-    return prepared.select_columns(["prompt_ids", "completion_ids", "label"])
+    return prepared.select_columns(columns)
 
 
 def prepare_prompts(trainer: Trainer, rows: Dataset) -> list[list[int]]:
