@@ -98,7 +98,8 @@ def check_labels(context: PreflightContext) -> None:
 
 def check_contradictions(context: PreflightContext) -> None:
     """One answer to one prompt must not be both good and bad: the two rows cancel out."""
-    rows, seen, found = context.trainer.train_dataset, {}, []
+    rows, found = context.trainer.train_dataset, []
+    seen: dict[tuple, tuple[int, bool]] = {}
     places = evenly_spread(len(rows), READ)
     for i, row in enumerate(rows.select(places).select_columns(["prompt_ids", "completion_ids", "label"])):
         first = seen.setdefault((tuple(row["prompt_ids"]), tuple(row["completion_ids"])), (i, row["label"]))
