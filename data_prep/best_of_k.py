@@ -41,7 +41,7 @@ class BestOfKConfig(JudgeConfig):
         list[str],
         Field(description="Functions of utils/rewards/, dotted paths, reward models (owner/name or a folder), judge."),
     ] = field(default_factory=list)
-    score_weights: Annotated[list[float] | None, Field(description="Of each of score_funcs; by default 1.")] = None
+    score_weights: Annotated[list[float] | None, Field(description="Weights of score_funcs; by default 1.")] = None
     passes_at: Annotated[
         float, Field(description="A response is right if the first of score_funcs gives at least this.")
     ] = 1.0
@@ -59,7 +59,7 @@ class BestOfKConfig(JudgeConfig):
     ] = None
     correct_per_prompt: Annotated[int, Field(ge=1, description="Right responses to one prompt, at most.")] = 4
     pairs_to: Annotated[OutputFile | None, Field(description="DPO: the best response over the worst.")] = None
-    least_margin: Annotated[float, Field(gt=0, description="Between the scores of a pair, at least.")] = 0.5
+    least_margin: Annotated[float, Field(gt=0, description="Difference of the scores of a pair, at least.")] = 0.5
     prompts_to: Annotated[
         OutputFile | None, Field(description="GRPO: prompts whose share of right responses is in pass_rate.")
     ] = None
@@ -72,7 +72,7 @@ class BestOfKConfig(JudgeConfig):
     heldout_fraction: Annotated[
         float, Field(ge=0, le=0.5, description="The share of prompts held out, by the hash that training uses.")
     ] = 0.0
-    dtype: Annotated[str | None, Field(description="Of reward models: bfloat16, float32.")] = None
+    dtype: Annotated[str | None, Field(description="Data type of reward models: bfloat16, float32.")] = None
     seed: Annotated[int, Field(ge=0, lt=2**32, description="Chooses between responses that are equal in all.")] = 42
     start_over: Annotated[
         bool,

@@ -45,25 +45,25 @@ class FilterConfig:
     tokenizer: Annotated[
         str | None, Field(description="A model's folder (or tokenizer.json), by which tokens are counted.")
     ] = None
-    min_tokens: Annotated[int | None, Field(ge=0, description="Of a response.")] = None
-    max_tokens: Annotated[int | None, Field(ge=1, description="Of a response.")] = None
-    max_prompt_tokens: Annotated[int | None, Field(ge=1, description="Of a prompt.")] = None
-    min_words: Annotated[int | None, Field(ge=0, description="Of a response.")] = None
-    max_words: Annotated[int | None, Field(ge=1, description="Of a response.")] = None
+    min_tokens: Annotated[int | None, Field(ge=0, description="Tokens of a response, at least.")] = None
+    max_tokens: Annotated[int | None, Field(ge=1, description="Tokens of a response, at most.")] = None
+    max_prompt_tokens: Annotated[int | None, Field(ge=1, description="Tokens of a prompt, at most.")] = None
+    min_words: Annotated[int | None, Field(ge=0, description="Words of a response, at least.")] = None
+    max_words: Annotated[int | None, Field(ge=1, description="Words of a response, at most.")] = None
     languages: Annotated[
         list[str] | None,
         Field(description="Drop responses that are clearly in none of these: [en, de] (ISO 639)."),
     ] = None
-    refusals: Annotated[bool, Field(description="Refusals and boilerplate at the start of a response.")] = False
+    refusals: Annotated[bool, Field(description="Drop refusals and boilerplate at the start of a response.")] = False
     broken_format: Annotated[
-        bool, Field(description="Unclosed <think>, tool calls, code fences, boxes; responses that were cut off.")
+        bool, Field(description="Drop unclosed <think>, tool calls, code fences, boxes; cut-off responses.")
     ] = False
     truncated_endings: Annotated[
-        bool, Field(description="Responses whose last line ends in the middle (a heuristic).")
+        bool, Field(description="Drop responses whose last line ends in the middle (a heuristic).")
     ] = False
-    repetition: Annotated[bool, Field(description="Lines or sequences of words that are repeated.")] = False
+    repetition: Annotated[bool, Field(description="Drop responses that repeat lines or sequences of words.")] = False
     personal_data: Annotated[
-        bool, Field(description="E-mail addresses; telephone, card and account numbers; IP addresses; keys.")
+        bool, Field(description="Drop rows with e-mail or IP addresses, telephone, card or account numbers, or keys.")
     ] = False
     contamination: Annotated[
         list[InputFile] | None,
@@ -71,11 +71,11 @@ class FilterConfig:
     ] = None
     contamination_ngram: Annotated[int, Field(ge=1, le=100, description="Words of an n-gram.")] = 13
     contamination_share: Annotated[
-        float, Field(gt=0, le=1, description="The share of a prompt's n-grams that must be known.")
+        float, Field(gt=0, le=1, description="Drop a row if this share of its prompt's n-grams is held out.")
     ] = 0.5
     exact_duplicates: Annotated[
         Literal["prompt", "response", "both"] | None,
-        Field(description="What is compared; case and punctuation aside."),
+        Field(description="What is compared, ignoring case and spacing."),
     ] = None
     near_duplicates: Annotated[
         Literal["prompt", "response", "both"] | None, Field(description="What is compared, by MinHash.")
@@ -84,7 +84,7 @@ class FilterConfig:
         float, Field(ge=0.3, le=1, description="The overlap (Jaccard) of word n-grams from which rows are alike.")
     ] = 0.7
     near_ngram: Annotated[int, Field(ge=1, le=20, description="Words of an n-gram.")] = 3
-    near_permutations: Annotated[int, Field(ge=16, le=1024, description="Of MinHash.")] = 128
+    near_permutations: Annotated[int, Field(ge=16, le=1024, description="Permutations of MinHash.")] = 128
     diversity: Annotated[
         int | None, Field(ge=1, description="Keep this many rows, those whose prompts differ most.")
     ] = None
@@ -93,7 +93,7 @@ class FilterConfig:
     ] = None
     examples: Annotated[int, Field(ge=0, le=1000, description="Rows that each rule drops, shown in the manifest.")] = 5
     workers: Annotated[int, Field(ge=0, le=1024, description="Processes; 0: one for each core.")] = 0
-    seed: Annotated[int, Field(ge=0, lt=2**32, description="Of the first pick of diversity.")] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="Seed of the first pick of diversity.")] = 42
     start_over: Annotated[bool, Field(description="Replace what an earlier run has written.")] = False
 
 
@@ -109,12 +109,11 @@ def main() -> None:
     stop_if_done(outputs, settings, start_over=config.start_over)
     result = scan_file(config)
     drop_duplicates(result, config)
-    if config.diversity:
-        keep_diverse(result, config)
+    keep_diverse(result, config)
     dropped = result.counts()
     counts = {"in": len(result.rule), "out": int((result.rule < 0).sum())} | dropped
     if not counts["out"]:
-        name = max(dropped, key=dropped.get)
+        name = max(dropped, key=lambda rule: dropped[rule])
         row = int(np.flatnonzero(result.rule == RULES.index(name))[0])
         raise UserError(
             f"no row is left of {counts['in']:,}: {name} dropped {dropped[name]:,}, the first in line "

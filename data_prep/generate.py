@@ -29,7 +29,7 @@ from data_prep.files import (
     stop_if_done,
     weights_digest,
 )
-from data_prep.sampling import COMPLETE, FREE, ServerConfig, load_tools, read_prompts, sample
+from data_prep.sampling import COMPLETE, FREE, Failed, ServerConfig, load_tools, read_prompts, sample
 from utils.config import OutputFile, Source, UserError, local_path, missing_model, parse_fields, read_config, run_main
 from utils.data import fingerprint, split_prompt
 from utils.files import Ticker, say, show
@@ -39,7 +39,7 @@ INCOMPLETE = 3  # the exit code when some prompts have no answer
 
 @dataclass
 class GenerateConfig(ServerConfig):
-    """What is asked of which model."""
+    """Which prompts go to which model, and how it samples."""
 
     model_name_or_path: Annotated[str, Field(description="The strong model: a folder, or its name.")] = ""
     dataset_name: Annotated[
@@ -69,16 +69,16 @@ class GenerateConfig(ServerConfig):
         dict, Field(description="Variables of the chat template: {enable_thinking: false}.")
     ] = field(default_factory=dict)
     max_new_tokens: Annotated[int, Field(ge=1, description="Tokens of a response, at most.")] = 1024
-    temperature: Annotated[float, Field(ge=0, description="Of the sampling; 0: greedy.")] = 1.0
+    temperature: Annotated[float, Field(ge=0, description="Sampling temperature; 0: greedy.")] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1, description="Nucleus sampling.")] = 1.0
     top_k: Annotated[int | None, Field(ge=1, description="Sample from the k likeliest tokens only.")] = None
-    seed: Annotated[int, Field(ge=0, lt=2**32, description="Of the sampling.")] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="Seed of the sampling.")] = 42
     backend: Annotated[Literal["transformers", "vllm"], Field(description="For a local model.")] = "transformers"
     chat_template: Annotated[
         str | None,
         Field(description="For a local model without one: a template that TRL ships, or a .jinja file."),
     ] = None
-    dtype: Annotated[str | None, Field(description="Of a local model: bfloat16, float32.")] = None
+    dtype: Annotated[str | None, Field(description="Data type of a local model: bfloat16, float32.")] = None
     batch_size: Annotated[int, Field(ge=1, description="Responses that a local model generates at once.")] = 128
     input_price: Annotated[float, Field(ge=0, description="Price of a million prompt tokens.")] = 0.0
     output_price: Annotated[float, Field(ge=0, description="Price of a million response tokens.")] = 0.0
@@ -116,7 +116,7 @@ def main() -> None:
     settings = made_from(config, [], (*FREE, "dry_run", "input_price", "output_price"))
     settings |= {"prompts": fingerprint(rows, most=len(rows))}
     settings["config"]["model_name_or_path"] = source.values["model_name_or_path"]  # as written, wherever it is
-    if not config.base_urls:  # a server does not tell
+    if not config.base_urls:  # a server does not report its own
         settings["weights"] = weights_digest(config.model_name_or_path)
     stop_if_done([config.output_file], settings, start_over=config.start_over)
     requests = len(rows) * config.num_responses
@@ -157,7 +157,7 @@ def check_config(source: Source, config: GenerateConfig) -> None:
         raise UserError("temperature: 0 gives the same response every time. Write temperature: 1, or num_responses: 1")
 
 
-def write_rows(output: Output, rows: list[dict], config: GenerateConfig, journal: Journal, failed: list) -> dict:
+def write_rows(output: Output, rows: list[dict], config: GenerateConfig, journal: Journal, failed: Failed) -> dict:
     """Writes the rows that have responses, in the order of the prompts. Returns counts for the manifest."""
     k, tools = config.num_responses, tool_column(config)
     counts = {"prompts": len(rows), "responses": 0, "failed_responses": len(failed), "failed_prompts": 0}
@@ -176,9 +176,10 @@ def write_rows(output: Output, rows: list[dict], config: GenerateConfig, journal
             if responses:
                 file.write(row | {"prompt": kept_prompt(row["prompt"], config)} | tools | {"responses": responses})
     counts["failed_prompts"] = write_failed(output.path.with_suffix(".failed.jsonl"), rows, failed, k)
+    price = {}
     if config.input_price or config.output_price:
-        counts["cost"] = cost(config, counts["prompt_tokens"], counts["completion_tokens"])
-    return {"counts": counts, "why_failed": dict(Counter(reason for _, reason in failed).most_common(5))}
+        price = {"cost": cost(config, counts["prompt_tokens"], counts["completion_tokens"])}
+    return {"counts": counts | price, "why_failed": dict(Counter(reason for _, reason in failed).most_common(5))}
 
 
 def kept_prompt(prompt: list[dict], config: GenerateConfig) -> list[dict]:
@@ -186,7 +187,7 @@ def kept_prompt(prompt: list[dict], config: GenerateConfig) -> list[dict]:
     return prompt[1:] if added and not config.keep_system_prompt else prompt
 
 
-def write_failed(path: Path, rows: list[dict], failed: list, k: int) -> int:
+def write_failed(path: Path, rows: list[dict], failed: Failed, k: int) -> int:
     """Lists the prompts that lack responses, with the reasons. Returns how many there are."""
     reasons: dict[int, list[str]] = {}
     for number, reason in sorted(failed):

@@ -1,4 +1,4 @@
-"""A page that shows a data set: lengths, openings, copies, what rules dropped, and rows drawn at random.
+"""A page that shows a data set: lengths, openings, copies, what rules dropped, and a random sample of rows.
 
     python data_prep/view.py outputs/tiny_clean.jsonl                # writes outputs/tiny_clean.html
 
@@ -39,11 +39,13 @@ class Statistics:
 
     def __init__(self, rows: int, seed: int, tokenizer: Tokenizer | None):
         self.kept, self.rng, self.tokenizer = rows, random.Random(seed), tokenizer
-        self.count, self.sample, self.columns = 0, [], Counter()
+        self.count = 0
+        self.sample: list[tuple[int, dict]] = []  # (row number, row)
+        self.columns: Counter[str] = Counter()
         self.lengths: dict[str, list[float]] = {"prompt": [], "response": []}
         self.numbers: dict[str, list[float]] = {"score": [], "pass_rate": []}
-        self.openings = {"prompts": Counter(), "responses": Counter()}
-        self.shares = Counter()
+        self.openings: dict[str, Counter[str]] = {"prompts": Counter(), "responses": Counter()}
+        self.shares: Counter[str] = Counter()
         self.seen: set[int] = set()  # hashes of prompts and of whole rows
 
     def add(self, row: dict) -> None:
@@ -123,7 +125,7 @@ def cut(text: str) -> str:
 
 
 def quantiles(values: list[float]) -> list[str]:
-    return [f"{value:,.10g}" for value in np.quantile(values, [0, 0.1, 0.5, 0.9, 0.99, 1], method="nearest")]
+    return [f"{value:,.10g}" for value in np.quantile(values, [0, 0.1, 0.5, 0.9, 0.99, 1], axis=0, method="nearest")]
 
 
 def histogram(values: list[float]) -> list[dict]:

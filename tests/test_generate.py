@@ -25,7 +25,7 @@ from data_prep.sampling import server as server_py
 from data_prep.sampling.local import transformers_engine
 from data_prep.sampling.replies import Unreadable, message_of, read_answer
 from data_prep.sampling.requests import seed_of, to_api_messages
-from data_prep.sampling.server import ServerConfig, Servers, read_retry_after
+from data_prep.sampling.server import Replica, ServerConfig, Servers, read_retry_after
 from utils.model import read_template
 
 LOCAL = {
@@ -536,6 +536,12 @@ def test_the_prompt_of_a_tool_dialogue_ends_with_its_last_question(tmp_path):
     assert read(tmp_path / "made.jsonl")[0]["prompt"] == [*turns, user]
 
 
+def test_a_replica_may_be_away_for_days():
+    replica = Replica("http://a/v1", None, room=4.0, failures=5000)
+    assert replica.failed(None) and replica.failures == 5001
+    assert 0 < replica.free_at - time.monotonic() <= 1.1 * server_py.LONGEST_PAUSE
+
+
 @pytest.mark.parametrize(
     ("content", "reasoning", "keep", "wanted"),
     [
@@ -547,6 +553,7 @@ def test_the_prompt_of_a_tool_dialogue_ends_with_its_last_question(tmp_path):
         ("<think>\n\n</think>\n\n4", "", True, "4"),
         ("<think>\n2 +", "", True, "<think>\n2 +"),
         ("<think>\n2 +", "", False, ""),
+        ("<think>", "", False, ""),
         ("4", "", True, "4"),
     ],
 )

@@ -25,8 +25,8 @@ class Journal:
     def __init__(self, output: str | Path, settings: dict, requests: int, *, start_over: bool):
         """Opens or creates the journal of an output. Raises UserError if it holds the results of other settings."""
         self.path = Path(output).with_suffix(".journal.jsonl")
-        self.places = np.full(requests, -1, dtype=np.int64)  # where the line of a request begins
-        self.ranks = np.zeros(requests, dtype=np.int32)  # and which of its results it is
+        self.places: np.ndarray = np.full(requests, -1, dtype=np.int64)  # where the line of a request begins
+        self.ranks: np.ndarray = np.zeros(requests, dtype=np.int32)  # and which of its results it is
         self.last: tuple[int, list[dict]] = (-1, [])  # where the batch that was read last begins, and its results
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,11 +88,14 @@ class Journal:
 
     def get(self, request: int) -> dict | None:
         """The result of a request, or None."""
-        if self.places[request] < 0:
-            return None
-        if self.last[0] != self.places[request]:
-            self.file.seek(self.places[request])
-            self.last = (self.places[request], json.loads(self.file.readline()))
+        return self[request] if self.places[request] >= 0 else None
+
+    def __getitem__(self, request: int) -> dict:
+        """The result of a request that has one."""
+        place = int(self.places[request])
+        if self.last[0] != place:
+            self.file.seek(place)
+            self.last = (place, json.loads(self.file.readline()))
         return self.last[1][self.ranks[request]]
 
     def close(self, *, remove: bool) -> None:

@@ -10,11 +10,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
 from utils.config import Source, UserError, earlier_state
 from utils.files import say, show, without_keys, write_atomically
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def read_rows(path: str | Path) -> Iterator[dict]:
@@ -33,7 +37,7 @@ def read_rows(path: str | Path) -> Iterator[dict]:
             yield row
 
 
-def open_input(path: Path) -> BinaryIO:
+def open_input(path: Path) -> BufferedReader:
     try:
         return path.open("rb")
     except OSError as error:
@@ -110,7 +114,7 @@ def read_manifest(output: str | Path) -> dict | None:
     return manifest if "settings" in manifest else None  # another program's manifest is not ours
 
 
-def made_from(config: object, inputs: list[str], ignored: tuple[str, ...]) -> dict:
+def made_from(config: "DataclassInstance", inputs: list[str], ignored: tuple[str, ...]) -> dict:
     """What an output depends on: the config without the `ignored` fields, which change nothing in it, and the digests
     of the inputs, wherever they are."""
     ignored = ("output_file", "start_over", *ignored)

@@ -39,7 +39,7 @@ def keep_diverse(result: ScanResult, config: "FilterConfig") -> None:
     Similarity is the cosine of the prompts' words, rare ones counting more (hashed tf-idf), or of `embeddings`.
     """
     left = np.flatnonzero(result.rule < 0)
-    if len(left) <= config.diversity:
+    if config.diversity is None or len(left) <= config.diversity:
         return
     if len(left) * config.diversity > MOST_COMPARED:
         raise UserError(

@@ -30,7 +30,7 @@ class HeldOut:
     def __init__(self, config: "FilterConfig"):
         """Raises UserError naming the file and row without a question."""
         self.ngram, self.share = config.contamination_ngram, config.contamination_share
-        questions = (tuple(words) for path in config.contamination for words in read_questions(path))
+        questions = (tuple(words) for path in config.contamination or [] for words in read_questions(path))
         texts = [list(words) for words in dict.fromkeys(questions)]
         self.text_hashes = np.unique(Words(texts).text_hashes())
         self.short = {  # of each length, the questions of so many words
@@ -39,7 +39,7 @@ class HeldOut:
         }
         long = Words([words for words in texts if len(words) >= self.ngram])
         grams, starts = long.grams(self.ngram)
-        owners = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+        owners: np.ndarray = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
         # Each n-gram with each question that has it, sorted by n-gram.
         pairs = np.unique(np.array([grams, owners.astype(np.uint64)]), axis=1)
         _, times = np.unique(pairs[0], return_counts=True)
@@ -53,12 +53,12 @@ class HeldOut:
         owners, texts = [i for i, _ in turns], Words([words for _, words in turns])
         same = np.isin(texts.text_hashes(), self.text_hashes) & (texts.sizes() > 0)
         hits, counts, most = self.shared_ngrams(texts)
-        within = np.zeros(len(turns), bool)
+        within: np.ndarray = np.zeros(len(turns), bool)
         for n, known in self.short.items():
             grams, starts = texts.grams(n)
             found = np.concatenate([[0], np.cumsum(np.isin(grams, known))])
             within |= (found[starts[1:]] > found[starts[:-1]]) & (texts.sizes() >= n)
-        found = {}
+        reasons: dict[int, str] = {}  # the first of each row's turns
         for k in np.flatnonzero(same | within | (hits >= self.share * counts) & (hits > 0) | (most >= self.share)):
             if same[k]:
                 why = "its prompt is a held-out prompt"
@@ -68,16 +68,17 @@ class HeldOut:
                 why = f"{hits[k]} of its {counts[k]} n-grams are held out"
             else:
                 why = f"it contains {most[k]:.0%} of a held-out question's n-grams"
-            found.setdefault(owners[k], why)
-        yield from found.items()
+            reasons.setdefault(owners[k], why)
+        yield from reasons.items()
 
     def shared_ngrams(self, texts: Words) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For each text: how many of its n-grams are held out, of how many; the greatest share of one question's
         n-grams that it contains."""
         grams, starts = texts.grams(self.ngram)
         counts, size = np.diff(starts), len(starts) - 1
-        hits, most = np.zeros(size, np.int64), np.zeros(size)
-        low, high = (np.searchsorted(self.grams, grams, side) for side in ("left", "right"))
+        hits: np.ndarray = np.zeros(size, np.int64)
+        most: np.ndarray = np.zeros(size)
+        low, high = (self.grams.searchsorted(grams, side) for side in ("left", "right"))
         met = np.flatnonzero(high > low)
         of_text = np.searchsorted(starts, met, side="right") - 1
         np.add.at(hits, of_text, 1)

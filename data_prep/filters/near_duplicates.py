@@ -45,7 +45,7 @@ def find_copies(signed: np.ndarray, threshold: float, parts: int, order: np.ndar
         UserError: the rows of a cluster are so many and so different that comparing them would take hours.
     """
     parent = clusters(signed, threshold, parts)
-    rank = np.empty(len(order), np.int64)
+    rank: np.ndarray = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     by_cluster = np.lexsort((rank, parent))
     starts = np.flatnonzero(np.concatenate([[True], np.diff(parent[by_cluster]) != 0, [True]]))
@@ -67,7 +67,8 @@ def find_copies(signed: np.ndarray, threshold: float, parts: int, order: np.ndar
 
 def alike(signed: np.ndarray, a: np.ndarray, b: np.ndarray, threshold: float, parts: int) -> np.ndarray:
     """Whether each pair of rows a[i], b[i] reaches the threshold in every part."""
-    size, found = max(1, BYTES_AT_ONCE // (8 * signed.shape[1])), [np.zeros(0, bool)]
+    size = max(1, BYTES_AT_ONCE // (8 * signed.shape[1]))
+    found: list[np.ndarray] = [np.zeros(0, bool)]
     for start in range(0, len(a), size):
         same = signed[a[start : start + size]] == signed[b[start : start + size]]
         found.append(same.reshape(len(same), parts, -1).mean(axis=2).min(axis=1) >= threshold)
@@ -86,7 +87,8 @@ def clusters(signed: np.ndarray, threshold: float, parts: int = 1) -> np.ndarray
     count.
     """
     width = signed.shape[1] // parts
-    size, parent = band_size(threshold, width), np.arange(len(signed), dtype=np.int64)
+    size = band_size(threshold, width)
+    parent: np.ndarray = np.arange(len(signed), dtype=np.int64)
     for first in range(0, width - size + 1, size):
         pairs = band_pairs(np.ascontiguousarray(signed[:, first : first + size]))
         pairs = pairs[parent[pairs[:, 0]] != parent[pairs[:, 1]]]
@@ -100,7 +102,7 @@ def clusters(signed: np.ndarray, threshold: float, parts: int = 1) -> np.ndarray
 def band_pairs(band: np.ndarray) -> np.ndarray:
     """(m, 2) pairs of rows with the same band: each with the bucket's first row, and with the one before it."""
     keys = band.view([("", band.dtype)] * band.shape[1]).ravel()
-    folded = np.zeros(len(keys), dtype=np.uint64)
+    folded: np.ndarray = np.zeros(len(keys), dtype=np.uint64)
     for name in keys.dtype.names:
         folded = folded * np.uint64(0x100000001B3) ^ keys[name].astype(np.uint64)
     order = np.argsort(folded, kind="stable")

@@ -34,12 +34,14 @@ class ScanResult:
     bad_line: tuple[int, str] | None = None  # the first that is not a JSON object, and why
 
     @classmethod
-    def blank(cls, line: list[int], **more: object) -> "ScanResult":
+    def blank(
+        cls, line: list[int], *, bytes: int = 0, lines: int = 0, bad_line: tuple[int, str] | None = None
+    ) -> "ScanResult":
         n = len(line)
         return cls(
             np.full(n, -1, np.int8), np.array(line, np.int64), np.zeros(n, np.float32), np.zeros(n, np.int32),
             np.zeros(n, np.uint64), np.zeros((n, 0), np.uint32), np.zeros(n, np.int32), np.zeros((n, 0), np.float32),
-            **more,
+            bytes=bytes, lines=lines, bad_line=bad_line,
         )  # fmt: skip
 
     def drop(self, row: int, rule: str, why: str) -> None:
@@ -55,7 +57,8 @@ class ScanResult:
         widest = max(parts, key=lambda part: part.vector.shape[1])
         columns = {name: vars(widest)[name] for name in COLUMNS}
         whole = {name: np.zeros((count, *column.shape[1:]), column.dtype) for name, column in columns.items()}
-        width, why, first, line = widest.vector.shape[1], {}, 0, 0
+        width, first, line = widest.vector.shape[1], 0, 0
+        why: dict[int, str] = {}
         for part in parts:
             rows = slice(first, first + len(part.rule))
             part.line += line

@@ -58,7 +58,7 @@ class Scanner:
             keys = [key_of(compared_text(row, config.exact_duplicates)) if row else 0 for row in texts]
             result.key = np.array(keys, np.uint64)
         if config.near_duplicates:
-            add_signatures(result, texts, config)
+            add_signatures(result, texts, config.near_duplicates, config)
         if config.diversity:
             result.vector = embeddings(result, rows, config.embeddings) if config.embeddings else tf_vectors(texts)
         return result
@@ -117,6 +117,7 @@ class Scanner:
             yield out_of_bounds(self.tokens(texts.prompt), None, config.max_prompt_tokens, "a prompt of {} tokens")
 
     def tokens(self, text: str) -> int:
+        assert self.tokenizer, "filter.py checks that there is one"
         plain = text.encode(errors="replace").decode()  # half a surrogate is not text
         return len(self.tokenizer.encode(plain, add_special_tokens=False).ids)
 
@@ -162,10 +163,9 @@ def compared_text(row: RowTexts, which: str) -> str:
     return "\n".join(prompt if which == "prompt" else [*prompt, *row.answers, "\0", row.rejected])
 
 
-def add_signatures(result: ScanResult, rows: list[RowTexts | None], config: "FilterConfig") -> None:
+def add_signatures(result: ScanResult, rows: list[RowTexts | None], which: str, config: "FilterConfig") -> None:
     """What near-duplicates share. System prompts and tool results, which rows have in common, do not count; for
     `both`, half of the signature is of the response alone, which must be alike too."""
-    which = config.near_duplicates
     prompts = Words([row.prompt_words if row and which != "response" else [] for row in rows])
     answers = Words([answer_words(row) if row and which != "prompt" else [] for row in rows])
     texts = {"prompt": [prompts], "response": [answers], "both": [prompts.joined(answers), answers]}[which]
@@ -184,7 +184,7 @@ def answer_words(row: RowTexts) -> list[str]:
 def tf_vectors(rows: list[RowTexts | None]) -> np.ndarray:
     """(n, DIMENSIONS) log(1 + how often each hash of a word is in the prompt)."""
     prompts = Words([row.prompt_words if row else [] for row in rows])
-    owners = np.repeat(np.arange(len(rows)), prompts.sizes())
+    owners: np.ndarray = np.repeat(np.arange(len(rows)), prompts.sizes())
     places = owners * DIMENSIONS + (prompts.hashes % np.uint64(DIMENSIONS)).astype(np.int64)
     counts = np.bincount(places, minlength=len(rows) * DIMENSIONS).reshape(len(rows), DIMENSIONS)
     return np.log1p(counts).astype(np.float32)

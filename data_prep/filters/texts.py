@@ -90,13 +90,13 @@ class Words:
         both.starts = np.concatenate([[0], np.cumsum(sizes + 1 + more)])
         both.hashes = np.full(both.starts[-1], SEPARATOR)
         both.hashes[np.arange(len(self.hashes)) + np.repeat(both.starts[:-1] - self.starts[:-1], sizes)] = self.hashes
-        places = np.repeat(both.starts[:-1] + sizes + 1 - others.starts[:-1], more)
+        places: np.ndarray = np.repeat(both.starts[:-1] + sizes + 1 - others.starts[:-1], more)
         both.hashes[np.arange(len(others.hashes)) + places] = others.hashes
         return both
 
     def grams(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """All n-grams: (m,) hashes, and (texts + 1,) where each text's begin. A shorter text is one n-gram."""
-        rolled = np.zeros(len(self.hashes), dtype=np.uint64)
+        rolled: np.ndarray = np.zeros(len(self.hashes), dtype=np.uint64)
         for place in range(n):  # a polynomial in BASE, modulo 2^64
             size = max(0, len(rolled) - place)
             rolled[:size] = rolled[:size] * BASE + mix(self.hashes[place:])

@@ -7,9 +7,9 @@ selects a response, and imports torch only for a local model.
 from data_prep.sampling.prompts import read_prompts
 from data_prep.sampling.replies import COMPLETE, split_thinking
 from data_prep.sampling.requests import load_tools, sample
-from data_prep.sampling.server import FREE, Refused, ServerConfig, Servers
+from data_prep.sampling.server import FREE, Failed, Refused, ServerConfig, Servers
 
 __all__ = [
-    "COMPLETE", "FREE", "Refused", "ServerConfig", "Servers", "load_tools", "read_prompts", "sample",
+    "COMPLETE", "FREE", "Failed", "Refused", "ServerConfig", "Servers", "load_tools", "read_prompts", "sample",
     "split_thinking",
 ]  # fmt: skip

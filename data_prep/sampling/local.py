@@ -1,6 +1,5 @@
 """A local model answers prompts, by transformers or by vLLM: token ids in, token ids out."""
 
-import functools
 import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -47,6 +46,8 @@ class LocalModel:
         self.tokenizer, self.toolbox = load_tokenizer(recipe), Toolbox(load_tools(config.tools))
         if not self.tokenizer.chat_template:
             raise UserError("chat_template: the tokenizer has none. Write one that TRL ships (qwen3) or a .jinja file")
+        self.engine: Engine
+        self.context: int | None
         if config.backend == "vllm":
             self.engine, self.context = vllm_engine(config)
             self.stops = stops_of(config.model_name_or_path, self.tokenizer)
@@ -60,7 +61,9 @@ class LocalModel:
     def begin(self, number: int, row: dict) -> Dialogue:
         prompt = {key: row[key] for key in ("prompt", "tools", "chat_template_kwargs") if key in row}
         with as_user_error("the chat template"):
-            return begin_dialogue(number, prompt, self.tokenizer, self.toolbox, self.config.chat_template_kwargs)
+            dialogue = begin_dialogue(number, prompt, self.tokenizer, self.toolbox, self.config.chat_template_kwargs)
+        assert dialogue, "only a plain text row begins none"
+        return dialogue
 
     def has_room(self, dialogue: Dialogue) -> bool:
         """Whether the model's context holds the prompt and a whole completion."""
@@ -69,7 +72,10 @@ class LocalModel:
     def answer(self, dialogues: list[Dialogue], seed: int) -> list[dict]:
         """A response to each; the same for the same dialogues and seed, on the same machine."""
         limits = (self.config.max_new_tokens, self.config.max_tool_calling_iterations)
-        make = functools.partial(self.engine, seed=seed)
+
+        def make(prompts: list[list[int]]) -> list[list[int]]:
+            return self.engine(prompts, seed)
+
         complete(dialogues, self.tokenizer, make, *limits, self.config.chat_template_kwargs, self.context)
         return [self.read(dialogue) for dialogue in dialogues]
 

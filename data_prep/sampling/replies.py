@@ -18,15 +18,14 @@ def message_of(content: str, reasoning: str, tool_calls: list[dict], *, keep_thi
     The reasoning is part of the content, since chat templates leave out a field that they do not know. Reasoning that
     was never closed stays without its closing tag, so that a filter can see it.
     """
-    if not reasoning:
-        reasoning, content = split_thinking(content)
-    if reasoning and not keep_thinking:
-        content = content if content is not None else ""
-    elif content is None:
-        content = f"<think>\n{reasoning}"
-    elif reasoning:
-        content = THINKING.format(reasoning=reasoning.strip(), content=content.strip())
-    message = {"role": "assistant", "content": content.strip()}
+    reasoning, answer = (reasoning, content) if reasoning else split_thinking(content)
+    if answer is None:  # never closed
+        text = f"<think>\n{reasoning}" if keep_thinking else ""
+    elif reasoning and keep_thinking:
+        text = THINKING.format(reasoning=reasoning.strip(), content=answer.strip())
+    else:
+        text = answer
+    message = {"role": "assistant", "content": text.strip()}
     return message | {"tool_calls": tool_calls} if tool_calls else message
 
 

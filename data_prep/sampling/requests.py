@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 from data_prep.files import Journal
 from data_prep.sampling.replies import message_of, response_of
-from data_prep.sampling.server import Refused, Servers
+from data_prep.sampling.server import Failed, Refused, Servers
 from utils.config import Source
 from utils.files import Ticker
 
 if TYPE_CHECKING:
     from data_prep.generate import GenerateConfig
-
-Failed = list[tuple[int, str]]  # (request, reason)
 
 
 def sample(rows: list[dict], config: "GenerateConfig", source: Source, journal: Journal, ticker: Ticker) -> Failed:
@@ -60,7 +58,9 @@ async def take_turns(
     """One response: the model's answer, and if it calls tools, the results and the answers that follow."""
     prompt_number = number // config.num_responses
     row = rows[prompt_number]
-    body, sent, completion, counts = request_body(config, row, number, tools), list(row["prompt"]), [], []
+    body, sent = request_body(config, row, number, tools), list(row["prompt"])
+    completion: list[dict] = []
+    counts: list[tuple[int | None, int | None]] = []
     for turn in range(config.max_tool_calling_iterations + 1):
         answer = await servers.ask(prompt_number, body)
         parts = (answer["content"], answer["reasoning"], answer["tool_calls"])
@@ -91,10 +91,11 @@ def call_tools(calls: list[dict], tools: list[Callable]) -> list[dict]:
 
 def to_api_messages(messages: list[dict]) -> list[dict]:
     """Messages as the API takes them: calls with their arguments as text and an id, tool results with that id."""
-    sent, waiting = [], []
+    sent: list[dict] = []
+    waiting: list[dict] = []  # calls that have no result yet
     for place, message in enumerate(messages):
         if message.get("tool_calls"):
-            calls = []
+            calls: list[dict] = []
             for k, call in enumerate(message["tool_calls"]):
                 function = call.get("function", call)
                 arguments = function.get("arguments") or {}
@@ -121,7 +122,7 @@ def request_body(config: "GenerateConfig", row: dict, number: int, tools: list[C
         from transformers.utils import get_json_schema
 
         schemas = [get_json_schema(tool) for tool in tools]
-    extra = {"chat_template_kwargs": config.chat_template_kwargs} if config.chat_template_kwargs else {}
+    extra: dict = {"chat_template_kwargs": config.chat_template_kwargs} if config.chat_template_kwargs else {}
     extra |= {"top_k": config.top_k} if config.top_k else {}
     body |= {"tools": schemas} if schemas else {}
     return body | ({"extra_body": extra} if extra else {})

@@ -11,7 +11,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Annotated
@@ -24,10 +24,13 @@ from utils.config import UserError
 from utils.files import say
 
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds; doubled from one try to the next
+MOST_DOUBLED = 10  # failures in a row; LONGEST_PAUSE is reached before
 LONGEST_WAIT = 600.0  # seconds, whatever a server's Retry-After is
 RETRIED = (408, 409, 425, 429)  # and all from 500 on
 DEAD = 6  # times as many failures in a row, without any reply, as a request has tries
 OVERLOADED = (429, 502, 503, 529)  # the server's fault; other failures may be caused by the request
+
+Failed = list[tuple[int, str]]  # (request, reason) of those without an answer
 
 
 class NoAnswer(Exception):
@@ -40,7 +43,7 @@ class Refused(NoAnswer):
 
 @dataclass
 class ServerConfig:
-    """How servers are asked."""
+    """How the servers are called."""
 
     base_urls: Annotated[
         list[str],
@@ -96,7 +99,8 @@ class Replica:
         is_new = self.free_at <= now
         if is_new:
             self.room, self.failures = max(1.0, self.room / 2), self.failures + 1
-        pause = retry_after or min(PAUSE * 2 ** (self.failures - 1), LONGEST_PAUSE)
+        doubled = min(self.failures, MOST_DOUBLED) - 1  # a replica may be away for days
+        pause = retry_after or min(PAUSE * 2**doubled, LONGEST_PAUSE)
         self.free_at = max(self.free_at, now + pause * random.uniform(1.0, 1.1))
         return is_new
 
@@ -109,7 +113,7 @@ class Servers:
     """
 
     def __init__(self, config: ServerConfig, model: str, answered: int = 0):
-        key = os.environ.get(config.api_key_variable) or "none"  # the client wants one even where the server does not
+        key = os.environ.get(config.api_key_variable) or "none"  # the client needs one even where the server does not
         if not key.isascii():
             raise UserError(f"{config.api_key_variable}: the key in the environment has characters that no key has")
         for url in config.base_urls:
@@ -164,9 +168,7 @@ class Servers:
         """
         reason, replica_failed, body = "", False, merge_bodies(body, self.config.extra_body)
         for tries in range(self.config.max_retries + 1):
-            if (
-                reason and not replica_failed
-            ):  # this request alone: others must not wait for one that a server cannot handle
+            if reason and not replica_failed:  # only this request waits: the server may handle others
                 await asyncio.sleep(min(PAUSE * 2 ** (tries - 1), LONGEST_PAUSE) * random.uniform(1.0, 1.25))
             replica, replica_failed = await self.take(number + tries), False
             retry_after = None
@@ -202,19 +204,23 @@ class Servers:
         return read_answer(raw.text)
 
     async def ask_all(
-        self, requests: Iterable, answer: Callable, keep: Callable[[object, dict], None]
-    ) -> list[tuple[object, str]]:
+        self,
+        requests: Iterable[int],
+        answer: Callable[["Servers", int], Awaitable[dict]],
+        keep: Callable[[int, dict], None],
+    ) -> Failed:
         """Has every request answered and kept, `concurrency` in flight for each server.
 
         Args:
-            requests: whatever `answer` takes; consumed as needed.
+            requests: numbers of requests; consumed as needed.
             answer: `async (servers, request) -> result`, which may raise NoAnswer.
             keep: `(request, result)`, called as results come.
 
         Returns:
             (request, reason) of those without an answer.
         """
-        waiting, failed = iter(requests), []
+        waiting = iter(requests)
+        failed: Failed = []
 
         async def work() -> None:
             for request in waiting:
@@ -275,7 +281,7 @@ def refusal(replica: Replica, model: str, config: ServerConfig, reason: str) -> 
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a rate-limiting server wants: its retry-after-ms, or retry-after in seconds or as a date."""
+    """How long a rate-limiting server asks to wait, in seconds: retry-after-ms, or retry-after (seconds or a date)."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers[name]) * unit

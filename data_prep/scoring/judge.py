@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from data_prep.files import Journal
-from data_prep.sampling import Refused, ServerConfig, Servers
+from data_prep.sampling import Failed, Refused, ServerConfig, Servers
 from utils.data import message_text
 from utils.files import Ticker
 
@@ -48,7 +48,7 @@ VERDICTS = {
 
 @dataclass
 class JudgeConfig(ServerConfig):
-    """How the judge is asked, with `score_funcs: [judge]`."""
+    """How the judge is called, with `score_funcs: [judge]`."""
 
     judge_model: Annotated[str | None, Field(description="The judge's name, on the servers base_urls.")] = None
     judge_mode: Annotated[
@@ -82,7 +82,8 @@ def judge_all(
         journal.add([{"request": number} | result])
         ticker.tick()
 
-    async def run() -> list:
+    async def run() -> Failed:
+        assert config.judge_model, "best_of_k.py checks that there is one"
         servers = Servers(config, config.judge_model, len(questions) - len(missing))
         await servers.check_models()
         return await servers.ask_all(missing, answer, keep)
@@ -134,13 +135,15 @@ def tally(questions: list[tuple], verdicts: list[str | None], places: Places, mo
     """The score of each response from the verdicts; None where one of its verdicts is missing."""
     if mode == "score":
         return [(int(verdict) - 1) / 9 if verdict else None for verdict in verdicts]
-    points: dict[tuple[int, int], list[float | None]] = defaultdict(list)
+    points: dict[tuple[int, int], list[float]] = defaultdict(list)
+    unknown: set[tuple[int, int]] = set()
     by_question = dict(zip(questions, verdicts, strict=True))
     for (i, a, b), verdict in by_question.items():
         reverse = by_question[i, b, a]
         wins = (verdict == "a") + (reverse == "b")  # shown first, and shown second
         losses = (verdict == "b") + (reverse == "a")
-        known = verdict is not None and reverse is not None
-        points[i, a].append((1.0 if wins == 2 else 0.0 if losses == 2 else 0.5) if known else None)
-    means = {place: None if None in found else sum(found) / len(found) for place, found in points.items()}
+        points[i, a].append(1.0 if wins == 2 else 0.0 if losses == 2 else 0.5)
+        if verdict is None or reverse is None:
+            unknown.add((i, a))
+    means = {place: None if place in unknown else sum(found) / len(found) for place, found in points.items()}
     return [means.get(place, 0.5) for place in places]  # a single response has nothing to win against

@@ -36,16 +36,19 @@ def score_all(rows: list[dict], config: "BestOfKConfig") -> tuple[list[list[dict
         UserError: a function or model that cannot score the responses.
     """
     places = [(i, k) for i, row in enumerate(rows) for k in range(len(row["responses"]))]
-    columns, failed, journals = [], [], []
+    columns: list[list[float | None]] = []
+    failed: list[str] = []
+    journals: list[Path] = []
     for name in config.score_funcs:
         if name != "judge" and not is_model(name):
             find_reward("score_funcs", name)  # so that a mistake is reported before anything is scored
     for name in config.score_funcs:
-        questions = make_questions(rows, places, config.judge_mode) if name == "judge" else places
-        journal = open_journal(name, config, len(questions))
         if name == "judge":
+            questions = make_questions(rows, places, config.judge_mode)
+            journal = open_journal(name, config, len(questions))
             scores, failed = judge_all(rows, places, questions, config, journal)
         else:
+            journal = open_journal(name, config, len(places))
             scores = score_batches(name, config.dtype, rows, places, journal)
         columns.append(scores)
         journal.close(remove=False)
@@ -70,7 +73,7 @@ def is_model(name: str) -> bool:
 
 def open_journal(name: str, config: "BestOfKConfig", requests: int) -> Journal:
     """DATASET.scores_….journal.jsonl, named by a hash of what these scores depend on."""
-    settings = {"responses": digest_of(config.dataset_name), "by": name}
+    settings: dict = {"responses": digest_of(config.dataset_name), "by": name}
     if name == "judge":
         fields = ("judge_model", "judge_mode", "judge_rubric", "judge_max_tokens", "extra_body")
         settings |= {key: value for key, value in asdict(config).items() if key in fields}
@@ -80,7 +83,7 @@ def open_journal(name: str, config: "BestOfKConfig", requests: int) -> Journal:
         settings |= {"model": model_digest(name), "dtype": config.dtype}
     else:
         own = sorted((ROOT / "utils/rewards").glob("*.py"))
-        files = own if is_shipped(name) else [importlib.import_module(name.rpartition(".")[0]).__file__]
+        files = own if is_shipped(name) else [inspect.getfile(importlib.import_module(name.rpartition(".")[0]))]
         settings |= {"code": list(map(digest_of, files))}
     mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     dataset = Path(config.dataset_name)
@@ -101,7 +104,7 @@ def score_batches(
                 scores = score([places[number] for number in batch])
                 journal.add([{"request": n, "score": part} for n, part in zip(batch, scores, strict=True)])
                 ticker.tick(len(batch))
-    return [journal.get(number)["score"] for number in range(len(places))]
+    return [journal[number]["score"] for number in range(len(places))]
 
 
 def scorer_of(name: str, dtype: str | None, rows: list[dict]) -> Scorer:
