@@ -214,7 +214,7 @@ def test_continuous_batching_trains(stage):
     assert done.code == 0, done.said
     assert metrics(stage)["train"]["steps"] == 2
     stage.run("use_vllm: true\nuse_transformers_continuous_batching: true\nbf16: false", method="grpo").tells(
-        "run.yaml:1: use_vllm: use_transformers_continuous_batching is another backend. Keep one"
+        "run.yaml:1: use_vllm: use_transformers_continuous_batching is another backend. Keep only one"
     )
 
 

@@ -117,7 +117,7 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path):
     for words in ([], ["--start_over"]):
         done = recipe(*words, output_dir=tmp_path)
         assert done.returncode == 2
-        assert "no run of this repository's" in done.stderr
+        assert "not a run of this repository's" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -152,7 +152,7 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     (torn / "trainer_state.json").write_text('{"global_step": 99')
     again = recipe(output_dir=tmp_path / "killed", **flags)
     assert again.returncode == 0, again.stderr
-    assert "checkpoint-9998 was incomplete" in again.stdout
+    assert "checkpoint-9998 is incomplete and was skipped" in again.stdout
     assert "continuing from" in again.stdout
     assert same_weights(tmp_path / "alone", tmp_path / "killed")
     one, other = metrics(tmp_path / "alone"), metrics(tmp_path / "killed")
@@ -204,7 +204,7 @@ def test_held_out_rows_that_change_before_the_first_checkpoint_are_measured_agai
         ),
         ({"eval_metrics": "final_number"}, "final_number is not a reward"),
         ({"chat_template": "null"}, "chat_template: the rows are messages, and the tokenizer has no chat template"),
-        ({"dataset_name": "TEXT", "heldout_name": "null"}, "assistant_only_loss: the rows are texts"),
+        ({"dataset_name": "TEXT", "heldout_name": "null"}, "assistant_only_loss: the rows are plain texts"),
         ({"packing": "true", "max_length": "none"}, "SFTTrainer refuses this config or these rows"),
     ],
 )
@@ -237,7 +237,7 @@ def test_a_resume_on_another_number_of_processes_is_refused(finished_run, tmp_pa
     (folder / "run.json").write_text(json.dumps(facts))
     done = recipe(output_dir=folder)
     assert done.returncode == 2
-    assert "began on 2 processes and cannot continue with the same batches on 1" in done.stderr
+    assert "started on 2 processes and cannot continue with the same batches on 1" in done.stderr
 
 
 def test_newest_whole_checkpoint_skips_incomplete_ones(tmp_path):

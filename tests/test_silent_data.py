@@ -156,7 +156,7 @@ def test_leaks(stage):
     )
     done.tells(
         "near_copies: 2 of 22 sampled rows (first 1, 2: 'Ann has 7 nuts",
-        "nearly ask a held-out prompt",
+        "nearly repeat a held-out prompt",
         "22 to train on",
     )
     assert done.code == 0
@@ -215,7 +215,7 @@ def test_slice_of_a_file(stage):
     "`IndexError`",
     STOPS,
     "utils.data.splits.row_fault",
-    without_it="Cannot apply chat template to an empty conversation",
+    without_it="list index out of range",
 )
 def test_sides_without_a_common_prompt(stage):
     rows = [{"chosen": row["chosen"], "rejected": row["rejected"]} for row in pairs(8)]

@@ -38,7 +38,7 @@ def test_broken_reward(stage):
     for name, said in {
         "nan": "nan gives nan for an empty answer (other): its group would have no gradient",
         "fails": "fails fails on an empty answer (other): ZeroDivisionError",
-        "few": "few gives 1 scores for 8 completions. Return one for each completion",
+        "few": "few returns 1 scores for 8 completions. Return one for each completion",
         "words": "words gives 'good' for an empty answer (other), which is no number",
     }.items():
         done = stage.run(f"{ACCEPT}\nreward_funcs: [my_rewards.{name}]", method="grpo")
@@ -70,7 +70,7 @@ def test_boxed_only(stage):
     rows = [row | {"solution": f"${n + 3}$", "answer": str(n + 3)} for n, row in enumerate(tasks(24))]
     done = stage.run(f"{ACCEPT}\nreward_funcs: [trl.rewards.accuracy_reward]", rows=rows, method="grpo")
     done.tells("WARNING   gold_not_best: accuracy_reward gives the rows' own right answers no more than wrong ones")
-    done.tells("tells them apart only in \\boxed{}. Ask for that form in the prompt")
+    done.tells("tells them apart only in \\boxed{}. Ask for that format in the prompt")
     rows = [row | {"solution": "it depends"} for row in tasks(24)]
     done = stage.run(f"{ACCEPT}\nreward_funcs: [trl.rewards.accuracy_reward]", rows=rows, method="grpo")
     done.tells("constant_reward: accuracy_reward gives None for every answer", "the form of the gold")
@@ -158,7 +158,7 @@ def load_carelessly(name, dtype, key=""):
 def test_random_judge(stage):
     rows = [{"prompt": f"{n} + 3 =", "answer": str(n + 3)} for n in range(24)]
     done = stage.run(f"{ACCEPT}\nreward_funcs: [tiny/base]", rows=rows, method="grpo")
-    done.tells("reward_funcs: tiny/base is not a reward model: it lacks score.weight, and random weights would judge")
+    done.tells("reward_funcs: tiny/base is not a reward model: it lacks score.weight, and random weights would score")
 
 
 @case(

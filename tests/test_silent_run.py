@@ -54,7 +54,7 @@ def test_preempted(stage):
     finally:
         signal.signal(signal.SIGTERM, earlier)
     assert done.code == 143, done.said
-    done.tells("SIGTERM: checkpoint-", "the same command goes on from there")
+    done.tells("SIGTERM: checkpoint-", "run the same command again to continue from it")
     assert stage.run(text, flags=TRAIN).said.count("continuing from") == 1
     alone = stage.run(f"{text}\noutput_dir: {stage.folder / 'alone'}", flags=TRAIN)
     assert alone.code == 0, alone.said
