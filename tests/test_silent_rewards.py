@@ -39,7 +39,7 @@ def test_broken_reward(stage):
         "nan": "nan gives nan for an empty answer (other): its group would have no gradient",
         "fails": "fails fails on an empty answer (other): ZeroDivisionError",
         "few": "few returns 1 scores for 8 completions. Return one for each completion",
-        "words": "words gives 'good' for an empty answer (other), which is no number",
+        "words": "words gives 'good' for an empty answer (other), which is not a number",
     }.items():
         done = stage.run(f"{ACCEPT}\nreward_funcs: [my_rewards.{name}]", method="grpo")
         done.tells(f"bad_reward: {said}")
