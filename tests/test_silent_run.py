@@ -282,7 +282,9 @@ def test_dpo_destroys(stage):
     ]
     done = stage.run("learning_rate: 1e-3\nmax_steps: 20", rows=rows, method="dpo", flags=TRAIN)
     assert done.code == 0, done.said
-    done.tells("ALARM     likelihoods_falling", "Lower learning_rate, raise beta, or, with pairs, add sft to loss_type")
+    done.tells(
+        "ALARM     likelihoods_falling", "Lower learning_rate, raise beta, or, with pairs, add sft to loss_type"
+    )
     assert "likelihoods_falling" in (stage.folder / "out/report.html").read_text()
 
 
