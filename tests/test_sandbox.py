@@ -563,7 +563,7 @@ def test_an_interrupted_caller_leaves_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("there", "missing", "told"),
+    ("there", "missing", "message"),
     [
         ("syscall(444", "syscall(4444", "landlock_create_ruleset: Function not implemented"),
         ("syscall(446", "syscall(4466", "landlock_restrict_self: Function not implemented"),
@@ -572,12 +572,12 @@ def test_an_interrupted_caller_leaves_nothing(monkeypatch):
         ("import ctypes", "import no_ctypes", "No module named 'no_ctypes'"),
     ],
 )
-def test_a_machine_that_cannot_isolate_runs_nothing(monkeypatch, there, missing, told):
+def test_a_machine_that_cannot_isolate_runs_nothing(monkeypatch, there, missing, message):
     monkeypatch.setattr(sandbox, "LAUNCHER", sandbox.LAUNCHER.replace(there, missing, 1))
     with pytest.raises(RuntimeError) as raised:
         run_python("print('free')")
-    assert told in str(raised.value)
-    assert told in unsupported.__wrapped__()
+    assert message in str(raised.value)
+    assert message in unsupported.__wrapped__()
     assert "\n" not in unsupported.__wrapped__()
 
 
