@@ -176,7 +176,7 @@ def test_a_reward_model_by_its_folder(stage):
 
 @pytest.mark.skipif(unsupported() is not None, reason=str(unsupported()))
 def test_code_as_a_reward(stage):
-    """Whatever the model writes is run, and training goes on; tests that test nothing are reported before it starts."""
+    """What the model writes is run, and training goes on; tests that test nothing are reported before it starts."""
     rows = [{"prompt": row["prompt"], "tests": "assert add(2, 3) == 5"} for row in tasks(24)]
     text = f"{STANDS}\nreward_funcs: [my_rewards.digits, code_passes_tests]\nmax_steps: 2"
     stage.module("my_rewards", VARIED)
