@@ -31,6 +31,7 @@ from utils.preflight import (
     run_checks,
     token_pieces,
 )
+from utils.rewards import score_answers
 
 
 def preflight(
@@ -90,13 +91,10 @@ def check_swapped(context: PreflightContext) -> None:
             row.get("answer") is not None
             and (name := row.get("metric") or next(iter(context.metrics), "")) in context.metrics
         ):
-            try:
-                sides = context.metrics[name](
-                    completions=[row["chosen"], row["rejected"]], answer=[str(row["answer"])] * 2
-                )
-            except ValueError:
-                continue  # a reference that the metric cannot read; load_metrics reports it where it is measured
-            by, difference = name, sides[0] - sides[1]
+            chosen, rejected = score_answers(context.metrics[name], row, [row["chosen"], row["rejected"]])
+            if chosen is None or rejected is None:
+                continue
+            by, difference = name, chosen - rejected
         else:
             continue
         won, lost = won + (difference > 0), lost + (difference < 0)

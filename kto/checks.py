@@ -1,5 +1,5 @@
 """What the preflight of labelled answers looks at: the shared checks, labels that are alike, unbalanced, contradictory
-or flipped, and held-out answers that are no gold answers.
+or flipped, and held-out answers that are not gold answers.
 """
 
 from collections.abc import Callable
@@ -29,6 +29,7 @@ from utils.preflight import (
     run_checks,
     token_pieces,
 )
+from utils.rewards import score_answers
 
 READ = 20_000  # of the trainer's rows, evenly spread
 BALANCED = (1.0, 4 / 3)  # good to bad, by number x weight (Ethayarajh et al. 2024, equation 8)
@@ -122,10 +123,9 @@ def check_flipped(context: PreflightContext) -> None:
         name = row.get("metric") or next(iter(context.metrics), "")
         if row.get("answer") is None or name not in context.metrics:
             continue
-        try:
-            (score,) = context.metrics[name](completions=[row["completion"]], answer=[str(row["answer"])])
-        except ValueError:
-            continue  # a reference that the metric cannot read; load_metrics reports it where it is measured
+        (score,) = score_answers(context.metrics[name], row, [row["completion"]])
+        if score is None:
+            continue
         if (score > 0.5) == row["label"]:
             agree += 1
         else:

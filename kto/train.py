@@ -5,8 +5,7 @@
 
 Any field of trl.KTOConfig or trl.ModelConfig can be set in the YAML or as a --flag. Different from TRL's defaults:
 
-- The rows are shuffled by seed. TRL reads them in the file's order, so a file sorted by label would have batches of
-one.
+- The rows are shuffled by seed. TRL reads them in the file's order, where a batch may have one label only.
 - The reference's log-probabilities are precomputed, without a second model in memory (with LoRA: the adapter is off).
 - A batch of one row is refused: the loss estimates its KL term from the other rows of a batch.
 - LoRA adapts all linear layers, and a gradient that is not finite stops the run, as in sft/train.py.

@@ -88,7 +88,7 @@ def main() -> None:
     settings |= {"tries": training.num_generations, "reward": recipe.reward_funcs[0], **sampling}
     made_of = settings | {"band": [low, high]}
     stop_if_done([str(keep_to)], made_of, start_over=recipe.start_over)
-    journal = Journal(keep_to, settings, len(rows), start_over=recipe.start_over)
+    journal = Journal(keep_to, settings, len(rows), start_over=False)  # what was tried serves every band
     done = int(journal.answered.sum())
     say("pass rate", f"{len(rows):,} prompts x {training.num_generations} tries; {done:,} are done already")
     with Ticker("pass rate", len(rows), done, unit="prompts") as ticker:

@@ -147,10 +147,12 @@ def call_as_trained(
     completions = [[{"role": "assistant", "content": text}] if as_messages else text for text in texts]
     ids = [context.tokenizer(text or "", add_special_tokens=False)["input_ids"] for text in texts]
     columns |= {"prompts": [row["prompt"] for row in rows], "completions": completions, "completion_ids": ids}
-    opened = []
-    if context.toolbox.environment_factory is not None and environments:
-        opened = columns["environments"] = [context.toolbox.open(row, row["prompt"])[2] for row in rows]
+    opened: list = []
     try:
+        if context.toolbox.environment_factory is not None and environments:
+            columns["environments"] = opened
+            for row in rows:
+                opened.append(context.toolbox.open(row, row["prompt"])[2])
         scores = call_reward(function, columns)
     except Exception as error:  # a user's function: whatever it raises would end the run when such an answer comes
         cause = error.__cause__ if isinstance(error, UserError) and isinstance(error.__cause__, Exception) else error

@@ -4,9 +4,11 @@ import importlib
 import sys
 
 import pytest
-from stage import sums, tasks
-from trl import SFTConfig
+from stage import pairs, sums, tasks
+from trl import DPOConfig, SFTConfig
 
+from dpo.config import DPORecipe
+from dpo.train import to_training_row as dpo_row
 from utils.config import UserError, as_user_error, parse_config, read_config
 from utils.data import load_splits
 
@@ -103,3 +105,48 @@ def test_few_environments_are_built(stage):
     assert done.code == 0, done.said
     tried, probed = 8 * 4, 8
     assert sys.modules["my_env"].Room.built <= 2 + tried + probed
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_rows_may_lack_optional_columns(stage, order):
+    """Whichever row comes first: what only some rows have is kept, and is null in the others."""
+    rows = [pairs(8)[i] | ({"score_chosen": 2.0, "score_rejected": 1.0} if i % 2 else {}) for i in range(8)][::order]
+    stage.write("rows.jsonl", rows)
+    source = read_config("", ["--config", str(stage.yaml("dpo", ""))])
+    config = parse_config(source, DPOConfig, DPORecipe)
+    train, _ = load_splits(config, dpo_row, [("chosen", "rejected")], has_template=True)
+    assert sorted(train["score_chosen"], key=str) == [2.0] * 4 + [None] * 4
+    assert "answer" not in train.column_names
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_bad_row_is_named_wherever_it_stands(stage, order):
+    stage.write("rows.jsonl", [{"id": n, **row} for n, row in enumerate(sums(3))][::order])
+    stage.module(
+        "my_rows",
+        "from utils.data import BadRow\ndef to_row(row):\n    if row['id'] == 0:\n"
+        "        raise BadRow('has no question')\n    return {'messages': row['messages'], 'more': 1}\n",
+    )
+    with pytest.raises(UserError, match=f"row {1 if order == 1 else 3}: has no question"):
+        splits(stage, importlib.import_module("my_rows").to_row)
+
+
+def test_rows_in_different_formats_are_refused(stage):
+    stage.write("rows.jsonl", [*sums(2), {"prompt": "1 + 1 =", "completion": " 2"}])
+    source = read_config("", ["--config", str(stage.yaml("sft", ""))])
+    with pytest.raises(UserError, match="they are in different formats"):
+        load_splits(
+            parse_config(source, SFTConfig),
+            lambda row: {name: value for name, value in row.items() if value is not None},
+            [("messages",), ("prompt", "completion")],
+            has_template=True,
+        )
+
+
+def test_a_null_key_is_no_key(stage):
+    from utils.config import earlier_state
+
+    same = {"refusal": "No", "fix": "Undo it", "finished": True}
+    assert earlier_state({"chat_template": None}, {}, **same) == "finished"
+    with pytest.raises(UserError, match=r"seed: 1 -> \(not set\)"):
+        earlier_state({"seed": 1}, {}, **same)

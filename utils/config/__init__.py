@@ -7,7 +7,7 @@ method adds to the config is a subclass of RecipeConfig in the method's folder.
 
 from utils.config.earlier import earlier_state
 from utils.config.fields import FREE_TO_CHANGE, FREE_UNTIL_DONE, InputFile, OutputFile, RecipeConfig
-from utils.config.findings import Finding, Findings
+from utils.config.findings import Findings
 from utils.config.hub import missing_model
 from utils.config.imports import choose, describe_error, import_dotted
 from utils.config.json_schema import json_schema
@@ -17,7 +17,7 @@ from utils.config.schema import parse_fields
 from utils.config.source import ROOT, Source, UserError, local_path
 
 __all__ = [
-    "FREE_TO_CHANGE", "FREE_UNTIL_DONE", "ROOT", "Config", "Finding", "Findings", "InputFile", "OutputFile",
+    "FREE_TO_CHANGE", "FREE_UNTIL_DONE", "ROOT", "Config", "Findings", "InputFile", "OutputFile",
     "RecipeConfig", "Source", "UserError", "as_user_error", "choose", "describe_error", "earlier_state",
     "import_dotted", "json_schema", "local_path", "missing_model", "parse_config", "parse_fields", "read_config",
     "run_main",

@@ -33,10 +33,10 @@ def earlier_state(
 def changes(earlier: dict, now: dict, free: Container[str] = ()) -> Iterator[str]:
     """`key: before -> now` for each setting that differs; a mapping's settings one by one."""
     for key in sorted(earlier.keys() | now.keys()):
-        before, after = earlier.get(key, "(not set)"), now.get(key, "(not set)")
+        before, after = earlier.get(key), now.get(key)  # null says no more than no line
         if key in free or before == after:
             continue
         if isinstance(before, dict) and isinstance(after, dict):
             yield from changes(before, after)
         else:
-            yield f"{key}: {before} -> {after}"
+            yield f"{key}: {earlier.get(key, '(not set)')} -> {now.get(key, '(not set)')}"

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.config.source import UserError
+from utils.config.source import ROOT, UserError
 
 LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 
@@ -44,8 +44,10 @@ def describe_error(error: BaseException) -> str:
     The place is the innermost frame that is neither a library's nor ours, if there is one.
     """
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    utils = str(Path(__file__).parents[1])
+    ours = [str(ROOT / folder) for folder in ("utils", "data_prep")]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((*LIBRARIES, utils, "<")):
+        path = Path(frame.filename)
+        method = path.is_relative_to(ROOT) and (path.parent / "train.py").is_file() and path.name != "train.py"
+        if not frame.filename.startswith((*LIBRARIES, *ours, "<")) and not method:
             return f"{text} at {Path(frame.filename).name}:{frame.lineno}, in {frame.name}"
     return text

@@ -21,10 +21,8 @@ if typing.TYPE_CHECKING:
     from transformers import TrainingArguments
     from trl import ModelConfig
 
-MODEL_KEYS: dict[str, str | None] = {
-    "torch_dtype": "dtype",
-    "revision": "model_revision",
-}  # of model_init_kwargs -> their own keys
+# Of model_init_kwargs -> their own keys.
+MODEL_KEYS: dict[str, str | None] = {"torch_dtype": "dtype", "revision": "model_revision"}
 MODEL_KEYS |= dict.fromkeys(("dtype", "attn_implementation", "trust_remote_code"))
 GPUS_PER_PROCESS = 1  # a Trainer that sees more would split each batch among them in one process
 

@@ -135,9 +135,7 @@ class RowParts:
     """The texts of a row by their part in training."""
 
     questions: list[str] = field(default_factory=list)  # the user's turns up to the last answer
-    context: list[str] = field(
-        default_factory=list
-    )  # system prompts, tool results, earlier answers that are not trained
+    context: list[str] = field(default_factory=list)  # system prompts, tool results, answers that are not trained on
     answers: list[str] = field(default_factory=list)  # every assistant message that is trained on
     response: str = ""  # the last answer, with the calls before it where tools were called
     rejected: str = ""  # of a pair

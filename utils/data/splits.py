@@ -4,6 +4,7 @@ A row is in training or in held-out by its prompt, not by its place: number of p
 resume cannot move it, and two rows with one prompt are always on the same side.
 """
 
+import contextlib
 import hashlib
 import json
 import random
@@ -76,7 +77,8 @@ def make_splits(
         rows = load_rows(part["path"], part.get("name"), split, part.get("data_files"))
         rows = rows.select_columns(part["columns"]) if part.get("columns") else rows
         rows = prepare(rows, part["path"], to_training_row, formats, config, processes)
-        loaded.append(without_identical_pairs(rows, part["path"], config))
+        pairs = any("chosen" in columns for columns in formats)
+        loaded.append(without_identical_pairs(rows, part["path"], config) if pairs else rows)
     train = mix(loaded, [part.get("fraction") for part in parts], config.training.seed)
     keys = train["_prompt_key"][:]
     if recipe.heldout_name:
@@ -197,6 +199,7 @@ def prepare(
 
     if len(rows) == 0:
         raise UserError(f"{name}: has no rows")
+    columns = output_columns(rows, to_training_row, formats)
 
     def with_marks(row: dict, index: int) -> dict:
         try:
@@ -209,8 +212,11 @@ def prepare(
                 f"{Path(name).name}, row {index + 1}: to_training_row cannot read it. Columns that are there: "
                 f"{', '.join(row)}. {describe_error(error)}"
             ) from error
+        if not fault and (others := made.keys() - columns.keys()):
+            fault = f"has the columns {', '.join(sorted(others))}, which the first row has not"
         keys = (b"", b"", False) if fault else (prompt_key(made), row_key(made), is_identical_pair(made))
-        return made | dict(zip(MARKS, (fault or "", *keys), strict=True))
+        values = columns if fault else columns | made  # `datasets` wants the same columns in every row
+        return values | dict(zip(MARKS, (fault or "", *keys), strict=True))
 
     rows = rows.map(
         with_marks,
@@ -225,7 +231,25 @@ def prepare(
             f"{len(bad)} of {len(rows)} rows cannot be trained on:{first_five(bad)}\n"
             "Correct or remove them, or turn them into training rows in to_training_row (train.py)."
         )
+    rows = rows.remove_columns([name for name in columns if rows.data.column(name).null_count == len(rows)])
+    needed = {name for names in formats for name in names} & set(rows.column_names)
+    if mixed := sorted(name for name in needed if rows.data.column(name).null_count):
+        raise UserError(
+            f"{Path(name).name}: only some rows have {' and '.join(mixed)}: they are in different formats. Unite them "
+            "in to_training_row"
+        )
     return with_content_fingerprint(rows, cut_settings(config))
+
+
+def output_columns(rows: "Dataset", to_training_row: Callable[[dict], dict], formats: Formats) -> dict[str, None]:
+    """Every column that a training row may have: the file's own, those of the formats, and those of the first row that
+    `to_training_row` can read.
+    """
+    columns = dict.fromkeys([*rows.column_names, *(name for names in formats for name in names)])
+    for row in rows:
+        with contextlib.suppress(Exception):  # reported with its number when all rows are read
+            return columns | dict.fromkeys(to_training_row(row))
+    return columns
 
 
 def prepare_rows(

@@ -46,7 +46,7 @@ def evaluate(
     settings = {"rows": fingerprint(heldout), "count": count, "metrics": list(metrics)}
     settings["max_new_tokens"] = config.recipe.eval_max_new_tokens
     path = folder / "evaluation" / f"{when}.json"
-    if when == "before" and path.is_file() and (kept := json.loads(path.read_text()))["settings"] == settings:
+    if when == "before" and path.is_file() and (kept := json.loads(path.read_text())).get("settings") == settings:
         return Evaluation(kept["rows"], kept["losses"], kept["pairs"])
     model, training = trainer.model, trainer.model.training
     model.eval()

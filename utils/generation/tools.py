@@ -105,9 +105,13 @@ class Toolbox:
         waiting = self.idle.setdefault(name, [])
         environment = waiting.pop() if waiting else factory()
         self.in_use[id(environment)] = name
-        observation = environment.reset(
-            **{key: value for key, value in row.items() if name is None or key != "environment"}
-        )
+        try:
+            observation = environment.reset(
+                **{key: value for key, value in row.items() if name is None or key != "environment"}
+            )
+        except BaseException:
+            self.release([environment])
+            raise
         if observation is not None:
             prompt = [*prompt[:-1], prompt[-1] | {"content": prompt[-1]["content"] + observation}]
         return prompt, self.tools + methods_of(environment), environment

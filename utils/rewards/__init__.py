@@ -13,6 +13,7 @@ from utils.rewards.loading import (
     load_metrics,
     load_rewards,
     reward_columns,
+    score_answers,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "load_metrics",
     "load_rewards",
     "reward_columns",
+    "score_answers",
 ]

@@ -103,6 +103,17 @@ def reward_columns(rows: list[dict]) -> dict[str, list]:
     return {name: [row[name] for row in rows] for name in rows[0] if name not in NOT_ARGUMENTS}
 
 
+def score_answers(metric: Callable, row: dict, completions: list) -> list[float | None]:
+    """A metric's scores of several answers to a row with an `answer`; None where it does not apply or cannot score."""
+    count = len(completions)
+    arguments: dict[str, list] = {"prompts": [split_prompt(row)[0]] * count, "completions": completions}
+    arguments |= {"completion_ids": [[0]] * count} | reward_columns([row] * count)
+    try:
+        return call_reward(metric, arguments | {"answer": [str(row["answer"])] * count})
+    except Exception:  # maybe the user's own; load_metrics reports what fails where it is measured
+        return [None] * count
+
+
 def call_reward(function: Callable, arguments: dict[str, list]) -> list[float | None]:
     """The scores of a reward function as plain numbers, awaited if it is asynchronous; called as TRL calls it."""
     import torch
