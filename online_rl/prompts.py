@@ -23,10 +23,9 @@ def with_system_prompt(to_training_row: Callable[[dict], dict], system_prompt: s
         prompt = row.get("prompt")
         if isinstance(prompt, str):
             raise BadRow("has a prompt of text, and a system_prompt needs messages")
-        is_dialogue = (
-            isinstance(prompt, list) and prompt and isinstance(prompt[0], dict)
-        )  # else its fault is named later
-        if is_dialogue and prompt[0].get("role") not in ("system", "developer"):
+        if not (isinstance(prompt, list) and prompt and isinstance(prompt[0], dict)):
+            return row  # its fault is reported with those of the other rows
+        if prompt[0].get("role") not in ("system", "developer"):
             row = row | {"prompt": [{"role": "system", "content": system_prompt}, *prompt]}
         return row
 
